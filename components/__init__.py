@@ -1,0 +1,1 @@
+"""KFP components: one thin file each. A body imports the library and makes one call."""

@@ -1,0 +1,1 @@
+"""Pipelines: wiring of components only. Compiled forms lie in `compiled/`."""
