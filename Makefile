@@ -1,0 +1,49 @@
+# Everything a fresh machine needs is Python 3.11+, make and git. `make demo` and `make test` set
+# themselves up: a virtual environment in .venv, the pinned versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check format compile bench clean
+
+help:  ## Show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pipestill needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Distil the pocket teacher into pocket students, locally, and write a report
+	$(BIN)/pipestill run distill_step_by_step -c examples/demo.yaml --out $(RUNS)/demo
+
+test: $(STAMP)  ## Run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## Run the tests without the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: $(STAMP)  ## Lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+compile: $(STAMP)  ## Recompile every pipeline for every hardware profile
+	$(BIN)/pipestill compile --all
+
+bench: $(STAMP)  ## Measure: labelling with a shared prefix, the DSS step
+	$(BIN)/python -m benchmarks.labelling
+	$(BIN)/python -m benchmarks.dss_step
+
+clean:  ## Remove what was built here (the virtual environment and runs stay)
+	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
