@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +88,6 @@ class Reject:
     field: str
     reason: str
     found: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 Row = TypeVar("Row", Example, Labelled, Prediction, Reject)

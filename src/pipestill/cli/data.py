@@ -1,0 +1,161 @@
+"""`pipestill data check` and `pipestill data convert`."""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipestill.config import DataConfig
+    from pipestill.data.raw import BadRow
+    from pipestill.data.rows import Row
+
+GOOD, BAD_ROWS = 0, 2
+# Repeated here because help must not import the library; a test compares the two.
+FORMATS = (
+    "auto, jsonl, json, csv, parquet, dss_cqa, dss_esnli, dss_svamp, chat_messages, preference, "
+    "banking77, nl2bash, gsm8k"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the two commands to the parser of `pipestill data`."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="count the rows and name every bad one")
+    _reading(check)
+    check.add_argument("--tokenizer", default="", metavar="REF", help="a model: report its tokens")
+    check.add_argument("--rejects", default="", metavar="FILE", help="write all bad rows here")
+    check.add_argument("--max-show", type=int, default=10, metavar="N", help="bad rows to print")
+    convert = commands.add_parser("convert", help="write any format as JSON lines of ours")
+    _reading(convert)
+    convert.add_argument("out", metavar="OUT", help="JSON lines; bad rows go beside it")
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "uri", metavar="URI", help="file, folder, glob, gs://…, hf://…, pocket:train"
+    )
+    parser.add_argument("--format", default="auto", metavar="NAME", help=FORMATS)
+    parser.add_argument("--input-field", default="input_text", metavar="NAME")
+    parser.add_argument("--output-field", default="output_text", metavar="NAME")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the command; 0 = every row is good, 2 = some are bad.
+
+    Raises:
+        UserError: where the input cannot be read at all or the output cannot be written.
+    """
+    from pipestill.config import DataConfig
+
+    config = DataConfig(
+        data_format=args.format, input_field=args.input_field, output_field=args.output_field
+    )
+    if args.data_command == "check":
+        return _check(args, config)
+    return _convert(args, config)
+
+
+def _check(args: argparse.Namespace, config: "DataConfig") -> int:
+    from pipestill.data import lengths
+    from pipestill.data.raw import describe
+    from pipestill.records import write_jsonl
+
+    tokenizer = lengths.load(args.tokenizer)
+    rows, rejects = _collect(args.uri, config)
+    if args.rejects:
+        with _writing(args.rejects):
+            write_jsonl(args.rejects, rejects)
+    table = _counts(rows, rejects)
+    if tokenizer is not None:
+        for side in ("input", "output"):
+            texts = [row.fields[f"{side}_text"] for row in rows if row.fields[f"{side}_text"]]
+            found = lengths.percentiles(side, lengths.count_tokens(tokenizer, texts)).values()
+            table[f"{side} tokens p50 / p95 / max"] = " / ".join(map(str, found))
+    width = max(map(len, table))
+    for name, value in table.items():
+        print(f"{name:<{width}}  {value}")
+    shown = max(args.max_show, 0)
+    for reject in rejects[:shown]:
+        print(describe(reject))
+    if len(rejects) > shown:
+        more = len(rejects) - shown
+        print(f"… and {more} more (--max-show {len(rejects)}, or --rejects FILE for all)")
+    return BAD_ROWS if rejects else GOOD
+
+
+def _counts(rows: "list[Row]", rejects: "list[BadRow]") -> dict[str, object]:
+    from pipestill.data import split
+
+    _, duplicates, conflicting = split.deduplicate(rows)
+    reasons = Counter(reject.reason for reject in rejects).most_common()
+    return {
+        "rows": len(rows) + len(rejects),
+        "good": len(rows),
+        "  without a label": sum(row.fields["output_text"] is None for row in rows),
+        "  duplicates": duplicates,
+        "  labels that contradict": len(conflicting),
+        "bad": len(rejects),
+        **{f"  {name}": count for name, count in reasons},
+    }
+
+
+def _convert(args: argparse.Namespace, config: "DataConfig") -> int:
+    from pipestill.data.raw import BadRow
+    from pipestill.data.rows import read_rows
+    from pipestill.errors import UserError
+    from pipestill.records import write_jsonl
+
+    out = Path(args.out)
+    if os.path.exists(out) and os.path.exists(args.uri) and out.samefile(args.uri):
+        raise UserError("OUT_IS_INPUT", f"{out}: is the input itself", "name another output file")
+    rejects: list[BadRow] = []
+
+    def good() -> Iterator[dict[str, object]]:
+        for item in _progress(read_rows(args.uri, config)):
+            if isinstance(item, BadRow):
+                rejects.append(item)
+            else:
+                yield {key: value for key, value in item.fields.items() if value is not None}
+
+    beside = out.with_name(f"{out.name.removesuffix('.jsonl')}.rejects.jsonl")
+    with _writing(args.out):
+        count = write_jsonl(out, good())
+        write_jsonl(beside, rejects)
+    print(f"{count} rows written to {out}, {len(rejects)} bad rows to {beside}")
+    return BAD_ROWS if rejects else GOOD
+
+
+def _collect(uri: str, config: "DataConfig") -> "tuple[list[Row], list[BadRow]]":
+    from pipestill.data.raw import BadRow
+    from pipestill.data.rows import Row, read_rows
+
+    rows: list[Row] = []
+    rejects: list[BadRow] = []
+    for item in _progress(read_rows(uri, config)):
+        if isinstance(item, BadRow):
+            rejects.append(item)
+        else:
+            rows.append(item)
+    return rows, rejects
+
+
+def _progress(items: "Iterator[Row | BadRow]") -> "Iterator[Row | BadRow]":
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc="reading", unit=" rows", disable=None, leave=False))
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    from pipestill.errors import UserError
+
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            "OUT_UNWRITABLE", f"{path}: cannot be written ({error.strerror})", "choose another file"
+        ) from error

@@ -1,0 +1,36 @@
+"""`pipestill serve`: a model folder behind Vertex AI's prediction contract."""
+
+import argparse
+import os
+
+from pipestill.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `pipestill serve`."""
+    parser.description = __doc__
+    parser.add_argument(
+        "model_dir",
+        nargs="?",
+        help="folder from `deploy`, a pocket model or a hub name (default: AIP_STORAGE_URI)",
+    )
+    parser.add_argument("--port", type=int, help="default: AIP_HTTP_PORT or 8080; 0 = any free one")
+    parser.add_argument(
+        "--host", help="default: 127.0.0.1, and all interfaces where AIP_HTTP_PORT is set"
+    )
+    parser.add_argument("--max-batch", type=int, help="instances that share a call (default: 32)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serves until SIGTERM or Ctrl-C; returns the exit code."""
+    from pipestill.serving.server import serve
+    from pipestill.serving.settings import settings_from
+
+    model = args.model_dir or os.environ.get("AIP_STORAGE_URI")
+    if not model:
+        raise UserError(
+            "SERVE_NO_MODEL", "no model given", "pipestill serve MODEL_DIR, or set AIP_STORAGE_URI"
+        )
+    settings = settings_from(os.environ, host=args.host, port=args.port, max_batch=args.max_batch)
+    serve(model, settings)
+    return 0

@@ -1,0 +1,111 @@
+"""Chat rows and preference rows, in the two ways that people write them.
+
+A chat row is ``{"messages": [{"author" or "role", "content"}, …], "context": …}``; it gives one
+training row for each assistant turn, and one without a label where the user speaks last.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipestill.data.raw import RowProblem, missing, sound
+
+Row = dict[str, Any]
+
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+
+
+def chat_messages(row: Mapping[str, Any]) -> list[Row]:
+    """One row per assistant turn: the conversation before it, then the reply as the label."""
+    context, turns = _turns(row)
+    rows: list[Row] = []
+    for place, (role, content) in enumerate(turns):
+        last_word = place == len(turns) - 1 and role == "user"
+        if role == "assistant":
+            rows.append({"input_text": render(context, turns[:place]), "output_text": content})
+        elif last_word:
+            rows.append({"input_text": render(context, turns), "output_text": None})
+    return rows
+
+
+def render(context: str, turns: list[tuple[str, str]]) -> str:
+    """Plain text: the context, then ``user:`` and ``assistant:`` lines, open for the next reply."""
+    spoken = "\n".join([*(f"{role}: {content}" for role, content in turns), "assistant:"])
+    return f"{context}\n\n{spoken}" if context else spoken
+
+
+def preference(row: Mapping[str, Any]) -> list[Row]:
+    """A prompt (input_text, or messages), candidate_0, candidate_1 and choice 0 or 1."""
+    if "messages" in row:
+        _refuse_nested(row["messages"])
+        context, turns = _turns(row)
+        if turns[-1][0] != "user":
+            raise RowProblem("messages", "bad_role", turns[-1][0], detail="the user speaks last")
+        prompt = render(context, turns)
+    else:
+        prompt = _string(row, "input_text")
+    candidates = {name: _string(row, name) for name in ("candidate_0", "candidate_1")}
+    choice = row.get("choice")
+    if "choice" not in row:
+        raise missing("choice", row)
+    if isinstance(choice, bool) or choice not in (0, 1):
+        raise RowProblem("choice", "bad_choice", choice)
+    return [{"input_text": prompt, **candidates, "choice": int(choice)}]
+
+
+def _turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """The context (a system message first counts as one) and the turns, checked."""
+    if "messages" not in row:
+        raise missing("messages", row)
+    messages = row["messages"]
+    if not isinstance(messages, list):
+        raise RowProblem("messages", "wrong_type", messages)
+    context = row.get("context") or ""
+    if not isinstance(context, str):
+        raise RowProblem("context", "wrong_type", context)
+    turns = [_turn(place, message) for place, message in enumerate(messages)]
+    if turns and turns[0][0] == "system":
+        context = "\n".join(filter(None, [context, turns.pop(0)[1]]))
+    for place, (role, _) in enumerate(turns):
+        if role != ("user", "assistant")[place % 2]:
+            raise RowProblem("messages", "bad_role", role, detail=f"turn {place + 1}")
+    if not turns:
+        raise RowProblem("messages", "no_turn", messages)
+    return context, turns
+
+
+def _turn(place: int, message: object) -> tuple[str, str]:
+    field = f"messages[{place}]"
+    if not isinstance(message, dict):
+        raise RowProblem(field, "not_an_object", message)
+    name = message.get("role", message.get("author"))
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise RowProblem(f"{field}.role", "bad_role", name)
+    content = _string(message, "content", f"{field}.")
+    return role, content
+
+
+def _string(row: Mapping[str, Any], field: str, prefix: str = "") -> str:
+    if field not in row:
+        raise missing(prefix + field, row)
+    value = row[field]
+    if not isinstance(value, str):
+        raise RowProblem(prefix + field, "wrong_type", value)
+    if not value.strip():
+        raise RowProblem(prefix + field, "empty_turn" if prefix else "empty_input", value)
+    return sound(prefix + field, value)
+
+
+def _refuse_nested(messages: object) -> None:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, dict):
+        for name in ("candidate_0", "candidate_1", "choice"):
+            if name in last:
+                raise RowProblem(f"messages[-1].{name}", "nested_candidates", last[name])

@@ -1,0 +1,160 @@
+"""The web application: Vertex AI's prediction contract over an `Engine`.
+
+``POST`` predict route: ``{"instances": ["…" or {"input_text": "…"}], "parameters": {…}}`` →
+``{"predictions": [{"output_text": "…", …}]}``. ``GET`` health route: 200 once the model answers,
+else 503. Every error is ``{"error": "…"}`` in one sentence.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import HTTPException
+from fastapi.responses import JSONResponse
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from pipestill.serving.engine import Engine, InputTooLongError, NotReadyError, QueueFullError
+from pipestill.serving.settings import Settings
+
+
+def _as_object(value: Any) -> Any:
+    return {"input_text": value} if isinstance(value, str) else value
+
+
+def _whole(value: Any) -> Any:
+    """Takes 64.0 as 64, because numbers that come through protobuf are floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _not_too_many(value: Any, info: ValidationInfo) -> Any:
+    """Looks at the length first, so that a body full of instances costs nothing more."""
+    limit = (info.context or {}).get("max_instances")
+    if isinstance(value, list) and limit and len(value) > limit:
+        raise ValueError(f"{len(value):,} given, at most {limit:,} are allowed")
+    return value
+
+
+def _not_blank(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+class Instance(BaseModel):
+    """One input."""
+
+    model_config = ConfigDict(strict=True)
+    input_text: Annotated[str, BeforeValidator(_not_blank)]
+
+
+class Parameters(BaseModel):
+    """What holds for all instances of a request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    max_output_tokens: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=8192)] | None = None
+    explain: bool = False
+
+
+class PredictionRequest(BaseModel):
+    """The body of a prediction request; other keys at the top are left alone."""
+
+    model_config = ConfigDict(strict=True)
+    instances: Annotated[
+        list[Annotated[Instance, BeforeValidator(_as_object)]],
+        Field(min_length=1),
+        FailFast(),
+        BeforeValidator(_not_too_many),
+    ]
+    parameters: Parameters | None = None
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """The application; the engine starts and stops with it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def say(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.get(settings.health_route)
+    async def health() -> dict[str, str]:
+        if engine.problem is not None:
+            raise HTTPException(503, engine.problem)
+        return {"status": "ok"}
+
+    @app.post(settings.predict_route)
+    async def predict(request: Request) -> dict[str, Any]:
+        asked = parse(await read_body(request, settings.max_body_bytes), settings)
+        wanted = asked.parameters or Parameters()
+        try:
+            future = engine.submit(
+                [instance.input_text for instance in asked.instances],
+                max_output_tokens=wanted.max_output_tokens or settings.max_output_tokens,
+                explain=wanted.explain,
+            )
+            return {"predictions": await asyncio.wrap_future(future)}
+        except InputTooLongError as error:
+            field = f"instances[{error.index}].input_text"
+            raise HTTPException(
+                400, f"{field}: longer than {error.limit} tokens, which is what the model reads"
+            ) from error
+        except QueueFullError as error:
+            raise HTTPException(429, f"busy: {error}", {"Retry-After": "1"}) from error
+        except NotReadyError as error:
+            raise HTTPException(503, str(error)) from error
+
+    return app
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, never more of it than `limit` bytes.
+
+    Raises:
+        HTTPException: 413.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise HTTPException(413, f"the body is larger than {limit:,} bytes")
+    return bytes(body)
+
+
+def parse(body: bytes, settings: Settings) -> PredictionRequest:
+    """The request in `body`.
+
+    Raises:
+        HTTPException: 400 that names the first wrong field.
+    """
+    context = {"max_instances": settings.max_instances}
+    try:
+        return PredictionRequest.model_validate_json(body, context=context)
+    except ValidationError as error:
+        raise HTTPException(400, _sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first error, with its place: ``instances[3].input_text: Field required``."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+    ).lstrip(".")
+    return f"{path or 'body'}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,142 @@
+"""Runs the prediction server: finds the model, listens, and ends cleanly on SIGTERM."""
+
+import json
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipestill.errors import PipestillError, UserError, WorkError
+from pipestill.serving.engine import Answerer, Engine
+from pipestill.serving.files import is_model_file
+from pipestill.serving.settings import Settings
+
+
+def serve(model: str, settings: Settings) -> None:
+    """Serves `model` until SIGTERM or Ctrl-C; requests that run then are answered first.
+
+    Args:
+        model: a student's folder, a pocket model, a hub name, or a ``gs://`` folder.
+        settings: where to listen and what to accept.
+
+    Raises:
+        UserError: ``SERVE_ADDRESS`` where the port is taken; ``SERVE_STORAGE``; as
+            `pipestill.models.student.Student.load`.
+        WorkError: ``SERVE_MODEL`` where the model loads and cannot answer.
+    """
+    import uvicorn
+
+    from pipestill.serving.app import create_app
+
+    with _clean_end(), local_copy(model) as folder, _listen(settings) as listener:
+        port = listener.getsockname()[1]
+        engine = Engine(
+            lambda: load_student(folder),
+            max_batch=settings.max_batch,
+            max_wait_ms=settings.max_wait_ms,
+            max_queue=settings.max_queue,
+            on_ready=lambda: print(curl_line(settings, port), flush=True),
+            on_failure=lambda: setattr(server, "should_exit", True),
+        )
+        app = create_app(engine, settings)
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=30, access_log=False)
+        )
+        print(f"loading {model} on {settings.host}:{port}", flush=True)
+        server.run(sockets=[listener])
+        if engine.failure is not None:
+            raise _as_pipestill_error(model, engine.failure)
+
+
+@contextmanager
+def _clean_end() -> Iterator[None]:
+    """Lets SIGTERM and Ctrl-C end in a return, so that the exit code is 0 and copies are removed.
+
+    uvicorn stops on the first signal and then raises it again for whoever was there before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def load_student(folder: str) -> Answerer:
+    """The student to serve; imported here because torch takes seconds."""
+    from pipestill.models.student import Student
+
+    return Student.load(folder)
+
+
+def curl_line(settings: Settings, port: int) -> str:
+    """A command that tries the server."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    body = json.dumps({"instances": ["your text"]})
+    return (
+        f"ready; try it:\n  curl -s http://{host}:{port}"
+        f"{settings.predict_route} -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+@contextmanager
+def local_copy(model: str) -> Iterator[str]:
+    """`model` itself, or, for an address such as ``gs://…``, a temporary copy of its folder.
+
+    Raises:
+        UserError: ``SERVE_STORAGE`` naming what could not be read.
+    """
+    if "://" not in model:
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="pipestill-model-") as folder:
+        _download(model, Path(folder))
+        yield folder
+
+
+def _download(uri: str, folder: Path) -> None:
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(uri)
+        names = [path for path in system.ls(root, detail=False) if is_model_file(path)]
+        for name in names:
+            system.get_file(name, str(folder / name.rstrip("/").rpartition("/")[2]))
+    except Exception as error:  # each storage has its own exceptions
+        raise UserError(
+            "SERVE_STORAGE",
+            f"{uri}: cannot be read ({type(error).__name__}: {str(error)[:200]})",
+            "check the address and the permissions; gs:// needs pip install 'pipestill[gcp]'",
+        ) from error
+    if not names:
+        raise UserError("SERVE_STORAGE", f"{uri}: holds no model file", "give a model's folder")
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise UserError(
+            "SERVE_ADDRESS",
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror or error})",
+            "choose another --port or --host",
+        ) from error
+
+
+def _as_pipestill_error(model: str, error: Exception) -> PipestillError:
+    if isinstance(error, PipestillError):
+        return error
+    return WorkError(
+        "SERVE_MODEL",
+        f"{model}: the model cannot answer ({type(error).__name__}: {str(error)[:200]})",
+        "check the folder with: pipestill models FOLDER",
+    )
