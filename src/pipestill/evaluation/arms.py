@@ -1,0 +1,63 @@
+"""The names of the arms, in the order and with the words every table and chart uses."""
+
+import re
+from collections.abc import Iterable
+
+LABELS = {
+    "dss": "DSS",
+    "label_then_rationale": "Label, then rationale",
+    "label_only": "Label only",
+    "shuffled": "Shuffled rationales",
+    "base": "Untrained base",
+    "teacher_recorded": "Teacher, recorded",
+    "teacher_few_shot": "Teacher, few-shot",
+}
+# Names a reader of the summary may rely on, whatever the run contained.
+PROMISED = ("dss", "label_only", "shuffled", "teacher_few_shot", "base")
+TEACHER_ALIAS = "teacher_few_shot"
+
+_SHOTS = re.compile(r"teacher_(\d+)_shot")
+
+
+def teacher_arm(shots: int) -> str:
+    """The arm's name of a teacher prompted with `shots` worked examples."""
+    return f"teacher_{shots}_shot"
+
+
+def shots_of(arm: str) -> int:
+    """Worked examples in the prompt of a few-shot arm; -1 for every other arm."""
+    match = _SHOTS.fullmatch(arm)
+    return int(match[1]) if match else -1
+
+
+def is_teacher(arm: str) -> bool:
+    """Whether the arm is the teacher rather than a student or the base."""
+    return arm.startswith("teacher_")
+
+
+def label(arm: str) -> str:
+    """The arm's name in words, for example ``Teacher, 5 shots``."""
+    shots = shots_of(arm)
+    if shots >= 0:
+        return f"Teacher, {shots} shot{'' if shots == 1 else 's'}"
+    return LABELS.get(arm, arm.replace("_", " "))
+
+
+def ordered(arms: Iterable[str]) -> list[str]:
+    """Students first in the order of `LABELS`, then the base, then the teacher by shots."""
+    places = list(LABELS)
+    unknown = places.index("shuffled") + 0.5
+
+    def place(arm: str) -> tuple[float, int, str]:
+        if shots_of(arm) >= 0:
+            return (len(places), shots_of(arm), arm)
+        return (places.index(arm) if arm in LABELS else unknown, 0, arm)
+
+    return sorted(arms, key=place)
+
+
+def strongest_prompt(arms: Iterable[str]) -> str | None:
+    """The teacher arm with the most shots, else the recorded one, else None."""
+    known = list(arms)
+    few_shot = max((arm for arm in known if shots_of(arm) >= 0), key=shots_of, default=None)
+    return few_shot or ("teacher_recorded" if "teacher_recorded" in known else None)
