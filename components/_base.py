@@ -8,6 +8,8 @@ import functools
 
 from kfp import dsl
 
-IMAGE = "pipestill/cpu:0.1.0"
+from pipestill import __version__
+
+IMAGE = f"pipestill/cpu:{__version__}"
 
 component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)

@@ -1,0 +1,110 @@
+"""The command `pipestill`: parse → one library call → print.
+
+Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted. A command's
+module is imported only when the command is chosen, so that help answers at once.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pipestill import __version__
+from pipestill.errors import PipestillError
+
+# command → (module, one line of help)
+COMMANDS = {
+    "run": ("pipestill.cli.run", "run a pipeline on this machine"),
+    "compile": ("pipestill.cli.compile", "write pipelines as YAML for a hardware profile"),
+    "data": ("pipestill.cli.data", "check or convert data files"),
+    "report": ("pipestill.cli.report", "show or rebuild the report of a run"),
+    "serve": ("pipestill.cli.serve", "serve a trained student over HTTP"),
+    "models": ("pipestill.cli.models", "list models, and what fits where"),
+    "doctor": ("pipestill.cli.doctor", "check that everything a run needs is here"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line, with the closest known option or command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints usage, the error and a suggestion; exits with 2."""
+        usage = " ".join(self.format_usage().split())
+        self.exit(2, f"{usage}\nerror [USAGE] {message}{self._suggestion(message)}\n")
+
+    def _suggestion(self, message: str) -> str:
+        known = [name for name in (*self._option_string_actions, *COMMANDS) if len(name) > 2]
+        for word in message.replace("'", " ").replace(":", " ").split():
+            close = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.7)
+            if close and word not in known:
+                return f" → did you mean {close[0]}?"
+        return f" → see {self.prog} --help"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except PipestillError as error:
+        print(_one_line(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `pipestill models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        print(f"error [UNEXPECTED] {_summary(error)} → full log: {_write_log()}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="pipestill",
+        description="Tune and distil language models with Kubeflow and Vertex AI pipelines.",
+        epilog="`pipestill COMMAND --help` explains a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pipestill {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, allow_abbrev=False)
+        if name == chosen:
+            imported = importlib.import_module(module)
+            imported.configure(command)
+            command.set_defaults(main=imported.main)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        chosen_parser = commands.choices[known.command]
+        chosen_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    code: int = known.main(known)
+    return code
+
+
+def _one_line(error: PipestillError) -> str:
+    return "error " + " ".join(str(error).splitlines())
+
+
+def _summary(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def _write_log() -> str:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="pipestill-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(traceback.format_exc())
+    return log.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

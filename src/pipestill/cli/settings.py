@@ -1,0 +1,270 @@
+"""From a configuration file and ``--set`` to a pipeline's flat parameters.
+
+A file may nest: ``teacher: {backend: replay}`` is ``teacher_backend``. The sections named in
+`FREE_SECTIONS` only group, so ``train: {train_steps: 300}`` and ``train: {steps: 300}`` are both
+``train_steps``. Unknown names, names given twice and values of the wrong type are refused, each
+with its place in the file.
+"""
+
+import difflib
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipestill.errors import UserError
+
+FREE_SECTIONS = ("data", "train", "student", "evaluate", "evaluation", "eval", "report", "deploy")
+SUGAR = ("seeds", "arms", "num_shards")
+ARMS = ("dss", "label_only", "shuffled")
+LONGEST_FILE = 1_000_000  # bytes
+TYPES = {
+    "STRING": str,
+    "NUMBER_INTEGER": int,
+    "NUMBER_DOUBLE": float,
+    "BOOLEAN": bool,
+    "LIST": list,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value and where it was given, for error messages."""
+
+    value: Any
+    where: str
+
+
+def load(
+    path: str | None, assignments: Sequence[str], allowed: Mapping[str, type]
+) -> dict[str, Any]:
+    """Reads a file and ``--set`` options into parameters; ``--set`` wins over the file.
+
+    Args:
+        path: YAML file, or None.
+        assignments: ``key=value`` each; the key may be nested by dots.
+        allowed: parameter name → str, int, float, bool or list.
+
+    Raises:
+        UserError: ``CONFIG_…``, naming file and line.
+    """
+    given = read_file(Path(path), allowed) if path else {}
+    given |= read_assignments(assignments, allowed)
+    folder = Path(path).parent if path else Path()
+    given = expand_sugar(given)
+    return {
+        name: resolve_path(name, coerce(name, setting, allowed[name]), folder)
+        for name, setting in given.items()
+    }
+
+
+def read_file(path: Path, allowed: Mapping[str, type]) -> dict[str, Setting]:
+    """The file's values by parameter name."""
+    try:
+        if path.stat().st_size > LONGEST_FILE:
+            raise UserError("CONFIG_TOO_LONG", f"{path}: more than {LONGEST_FILE:,} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            "CONFIG_UNREADABLE", f"{path}: cannot be read ({error})", "check -c"
+        ) from error
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line if event.start_mark else 0
+                raise _wrong(path, line, "aliases (*name) are not allowed")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise _wrong(path, mark.line if mark else 0, str(problem)) from error
+    given: dict[str, Setting] = {}
+    if root is not None:
+        _walk(root, (), path, allowed, given)
+    return given
+
+
+def _walk(
+    node: yaml.Node,
+    keys: tuple[str, ...],
+    path: Path,
+    allowed: Mapping[str, type],
+    given: dict[str, Setting],
+) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        if not keys:
+            raise _wrong(path, node.start_mark.line, "expected `name: value` lines")
+        where = f"{path}, line {node.start_mark.line + 1}"
+        name = parameter_name(keys, allowed, where)
+        if name in given:
+            raise UserError(
+                "CONFIG_DUPLICATE", f"{where}: {name} was already given at {given[name].where}"
+            )
+        try:
+            given[name] = Setting(_construct(node), where)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or str(error)
+            raise _wrong(path, node.start_mark.line, problem) from error
+        return
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _wrong(path, key.start_mark.line, "a name must be a plain word")
+        _walk(value, (*keys, key.value), path, allowed, given)
+
+
+def _construct(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _wrong(path: Path, line: int, problem: str) -> UserError:
+    return UserError(
+        "CONFIG_YAML", f"{path}, line {line + 1}: {problem}", "correct the configuration file"
+    )
+
+
+def read_assignments(assignments: Sequence[str], allowed: Mapping[str, type]) -> dict[str, Setting]:
+    """``--set`` options; texts stay as they are typed, other types are read as YAML."""
+    given = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        where = f"--set {text}"
+        if not equals or not key.strip():
+            raise UserError("CONFIG_SET", f"{where}: expected key=value")
+        name = parameter_name(tuple(key.strip().split(".")), allowed, where)
+        if allowed.get(name) is str:
+            given[name] = Setting(value, where)
+            continue
+        try:
+            given[name] = Setting(yaml.safe_load(value), where)
+        except yaml.YAMLError as error:
+            raise UserError("CONFIG_SET", f"{where}: the value cannot be read") from error
+    return given
+
+
+def parameter_name(keys: tuple[str, ...], allowed: Mapping[str, type], where: str) -> str:
+    """The parameter that a nested name means.
+
+    Raises:
+        UserError: ``CONFIG_UNKNOWN`` with the closest allowed names.
+    """
+    joined, bare = "_".join(keys), keys[-1]
+    if joined in allowed or joined in SUGAR:
+        return joined
+    if len(keys) == 2 and keys[0] in FREE_SECTIONS and (bare in allowed or bare in SUGAR):
+        return bare
+    names = [*allowed, *SUGAR]
+    close = difflib.get_close_matches(joined, names, n=3) or difflib.get_close_matches(
+        bare, names, n=3, cutoff=0.5
+    )
+    raise UserError(
+        "CONFIG_UNKNOWN",
+        f"{where}: unknown name {'.'.join(keys)!r}; "
+        + (f"closest: {', '.join(close)}" if close else f"allowed: {', '.join(sorted(allowed))}"),
+        "correct the name, or leave it out",
+    )
+
+
+def expand_sugar(given: dict[str, Setting]) -> dict[str, Setting]:
+    """``seeds`` × ``arms`` → ``runs``; ``num_shards: n`` → ``shards``."""
+    rest = {name: setting for name, setting in given.items() if name not in SUGAR}
+    for short, full in (("seeds", "runs"), ("arms", "runs"), ("num_shards", "shards")):
+        if short in given and full in rest:
+            raise UserError(
+                "CONFIG_DUPLICATE",
+                f"{given[short].where}: {short} also sets {full}, given at {rest[full].where}",
+                "give one of the two",
+            )
+    if "seeds" in given or "arms" in given:
+        seeds = _seeds(given.get("seeds", Setting([0, 1, 2], "default")))
+        arms = _words(given.get("arms", Setting(list(ARMS), "default")), "arms")
+        first = given.get("seeds") or given["arms"]
+        rest["runs"] = Setting([f"{arm}:{seed}" for arm in arms for seed in seeds], first.where)
+    if "num_shards" in given:
+        setting = given["num_shards"]
+        count = setting.value
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 100:
+            raise _type_error("num_shards", setting, "a whole number from 1 to 100")
+        rest["shards"] = Setting([f"{i}/{count}" for i in range(count)], setting.where)
+    return rest
+
+
+def _seeds(setting: Setting) -> list[int]:
+    values = setting.value
+    if not isinstance(values, list) or not values or any(type(seed) is not int for seed in values):
+        raise _type_error("seeds", setting, "a list of whole numbers such as [0, 1, 2]")
+    return values
+
+
+def _words(setting: Setting, name: str) -> list[str]:
+    values = setting.value
+    if not isinstance(values, list) or not values or any(type(word) is not str for word in values):
+        raise _type_error(name, setting, "a list of words such as [dss, label_only]")
+    return values
+
+
+def coerce(name: str, setting: Setting, kind: type) -> Any:
+    """The value as the parameter's type, where nothing is lost by it.
+
+    Raises:
+        UserError: ``CONFIG_TYPE``.
+    """
+    value = setting.value
+    if type(value) is kind and kind is not list:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            raise _type_error(name, setting, "a number") from None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if kind is str and value is None:
+        return ""
+    if kind is str and isinstance(value, list) and all(type(item) is int for item in value):
+        return ",".join(str(item) for item in value)  # eval_shots: [0, 2, 5]
+    if kind is list:
+        return _words(setting, name)
+    words = {int: "a whole number", bool: "true or false", str: "text (quote it)"}
+    raise _type_error(name, setting, words[kind])
+
+
+def _type_error(name: str, setting: Setting, allowed: str) -> UserError:
+    return UserError(
+        "CONFIG_TYPE",
+        f"{setting.where}: {name}: found {setting.value!r}, allowed: {allowed}",
+    )
+
+
+def resolve_path(name: str, value: Any, folder: Path) -> Any:
+    """A relative path as an absolute one: from the working directory, else from the file's folder.
+
+    Only what can be a local path is touched: ``…_uri`` and ``…_dir``, and local model folders and
+    prompt files that exist.
+    """
+    if not isinstance(value, str) or not value or "://" in value or os.path.isabs(value):
+        return value
+    if value.split(":")[0] in ("pocket", "hf") and ":" in value:
+        return value
+    here, beside = Path.cwd() / value, Path.cwd() / folder / value
+    if name.endswith(("_uri", "_dir")):
+        return os.path.normpath(beside if not _exists(here) and _exists(beside) else here)
+    if name.endswith(("_model_reference", "_prompt")):
+        found = next((path for path in (here, beside) if path.exists()), None)
+        return os.path.normpath(found) if found else value
+    return value
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or bool(glob.glob(str(path)))

@@ -1,0 +1,241 @@
+"""Make the pocket models again: ``python -m pipestill.pocket.train {tokenizer,teacher,base}``.
+
+One core is enough and one thread is used. The tokenizer takes a few seconds; the step counts that
+the shipped weights were made with are the defaults and are given, with their cost, in
+``models/README.md``. A seed and a step count fix the data and the result on one machine and
+library version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipestill.pocket import corpus, tokenizer
+from pipestill.pocket.world import dice
+
+IGNORED = -100
+POOL = 16  # batches drawn at once and sorted by length, to waste little on padding
+BUDGET = 1800  # tokens in a teacher's batch
+WARMUP = 200
+SHORT_POOLS = 70
+# The usual start of 0.02 suits wide models; at this width attention stays blind for very long.
+WIDER = 3.5
+Batch = dict[str, Any]
+
+
+def build_teacher(vocabulary: int) -> Any:
+    """A decoder of about 2.4 million parameters in Llama's shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=tokenizer.MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "embed" not in name:
+                weight.mul_(WIDER)
+    return model
+
+
+def build_base(vocabulary: int) -> Any:
+    """An encoder-decoder of about 1.7 million parameters in T5's shape."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=128,
+        d_kv=32,
+        d_ff=512,
+        num_layers=4,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=128,
+        dropout_rate=0.0,
+        feed_forward_proj="relu",
+        tie_word_embeddings=True,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def padded(rows: list[list[int]], value: int) -> Any:
+    """Stack rows of unequal length, filled up on the right."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def base_batches(tok: Any, seed: int, size: int) -> Iterator[Batch]:
+    """Endless source and target batches of similar length."""
+    rng = dice(seed)
+    while True:
+        pairs = [corpus.base_pair(rng) for _ in range(size * POOL)]
+        rows = list(
+            zip(tok([p[0] for p in pairs]).input_ids, tok([p[1] for p in pairs]).input_ids,
+                strict=True)
+        )  # fmt: skip
+        rows.sort(key=lambda row: (len(row[1]) // 4, len(row[0])))
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        rng.shuffle(groups)
+        for group in groups:
+            source = padded([row[0] for row in group], 0)
+            labels = padded([row[1] for row in group], IGNORED)
+            yield {"input_ids": source, "attention_mask": (source != 0).long(), "labels": labels}
+
+
+def answer_labels(ids: list[int], opens: int, newline: int) -> list[int]:
+    """Keep the loss on answers: names and cities in a question cannot be foreseen."""
+    labels, inside = [], False
+    for position, token in enumerate(ids):
+        labels.append(token if inside or position == 0 else IGNORED)
+        before = ids[position - 1] if position else newline
+        if token == opens and before == newline:
+            inside = True
+        elif token == newline and before == newline:
+            inside = False
+    return [*labels[:-1], ids[-1]]
+
+
+def teacher_batches(tok: Any, seed: int, size: int) -> Iterator[Batch]:
+    """Endless batches of documents; some open with the end mark, as packed text would."""
+    rng = dice(seed)
+    opens, newline = tok.convert_tokens_to_ids("A"), tok("\n").input_ids[0]
+    for count in itertools.count():
+        # Short documents first: a look-up is found far sooner with one note in sight than nine.
+        most = corpus.FEW if count < SHORT_POOLS else corpus.SHOTS
+        texts = [corpus.teacher_document(rng, most) for _ in range(size * POOL)]
+        rows = [[*([1] if rng.random() < 0.3 else []), *ids, 1] for ids in tok(texts).input_ids]
+        rows.sort(key=len)
+        for group in by_tokens(rng, rows, BUDGET):
+            answers = [
+                row if rng.random() < 0.15 else answer_labels(row, opens, newline) for row in group
+            ]
+            filled = padded(group, IGNORED)
+            yield {
+                "input_ids": padded(group, 0),
+                "attention_mask": (filled != IGNORED).long(),
+                "labels": padded(answers, IGNORED),
+            }
+
+
+def by_tokens(rng: random.Random, rows: list[list[int]], budget: int) -> list[list[list[int]]]:
+    """Cut sorted rows into groups of about as many tokens each, in random order."""
+    groups: list[list[list[int]]] = [[]]
+    for row in rows:
+        if groups[-1] and len(row) * (len(groups[-1]) + 1) > budget:
+            groups.append([])
+        groups[-1].append(row)
+    rng.shuffle(groups)
+    return groups
+
+
+def scaled_groups(model: Any, rate: float) -> list[dict[str, Any]]:
+    """One rate per tensor, in proportion to its size at the start, as T5's own optimizer has it.
+
+    With a single rate the small query weights of this shape move far too fast for the rest, and
+    copying a field takes four times as many steps to learn.
+    """
+    groups = []
+    for parameter in model.parameters():
+        size = float(parameter.detach().pow(2).mean().sqrt())
+        groups.append({"params": [parameter], "peak": rate * min(max(size, 0.01), 1.0)})
+    return groups
+
+
+def fit(model: Any, batches: Iterator[Batch], steps: int, groups: list[dict[str, Any]],
+        save: Callable[[], None]) -> None:  # fmt: skip
+    """Train with warm-up and a cosine, saving now and then so that a stopped run is of use."""
+    import torch
+
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
+    begun, total = time.monotonic(), 0.0
+    model.train()
+    for step in range(1, steps + 1):
+        scale = min(1.0, step / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * scale
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**next(batches)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        total += float(loss.detach())
+        if step % 100 == 0:
+            print(f"{step} loss {total / 100:.4f} {time.monotonic() - begun:.0f}s", flush=True)
+            total = 0.0
+        if step % 500 == 0 or step == steps:
+            save()
+
+
+def store(model: Any, folder: Path) -> None:
+    """Save in half the size; readers load it as full floats."""
+    import torch
+
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.float32).load_state_dict(whole)
+
+
+def run(what: str, out: Path, steps: int | None, seed: int, start: Path | None = None) -> None:
+    """Build, train and store one of the two models with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    seq2seq = what == "base"
+    tok = tokenizer.save(out, seq2seq=seq2seq)
+    build, auto = (
+        (build_base, AutoModelForSeq2SeqLM) if seq2seq else (build_teacher, AutoModelForCausalLM)
+    )
+    model = auto.from_pretrained(start, dtype=torch.float32) if start else build(len(tok))
+    print(what, sum(p.numel() for p in model.parameters()), "parameters", flush=True)
+    if seq2seq:
+        batches, groups = base_batches(tok, seed, 48), scaled_groups(model, 1e-2)
+    else:
+        batches = teacher_batches(tok, seed, 12)
+        groups = [{"params": list(model.parameters()), "peak": 1e-3}]
+    fit(model, batches, steps or (4000 if seq2seq else 3000), groups, lambda: store(model, out))
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("tokenizer", "teacher", "base"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="go on from these weights")
+    options = parser.parse_args()
+    if options.what == "tokenizer":
+        tokenizer.save(options.out, seq2seq=False)
+        return
+    run(options.what, options.out, options.steps, options.seed, options.start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The shipped configurations name only parameters that exist, with values of the right type."""
+
+from pathlib import Path
+
+import pytest
+
+from pipestill import pipelines
+from pipestill.cli.run import parameter_types
+from pipestill.cli.settings import load
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+def test_there_are_examples():
+    names = {path.stem for path in EXAMPLES}
+    assert {"demo", "svamp_palm", "cqa_palm", "esnli_palm", "flan_t5"} <= names
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, monkeypatch):
+    monkeypatch.chdir(path.parents[1])
+    found = load(str(path), [], parameter_types(pipelines.build("distill_step_by_step")))
+    assert found["dataset_uri"]
+    assert found["title"]
+    assert all(len(line) <= 100 for line in path.read_text(encoding="utf-8").splitlines())
+    if path.stem.endswith("_palm"):
+        assert found["teacher_backend"] == "replay"
+        assert found["teacher_audit_rows"] == -1
+        assert found["runs"] == ["dss:0", "label_only:0", "shuffled:0"]
+
+
+def test_the_demo_compares_three_arms_over_three_seeds(monkeypatch):
+    (path,) = (path for path in EXAMPLES if path.stem == "demo")
+    found = load(str(path), [], parameter_types(pipelines.build("distill_step_by_step")))
+    assert len(found["runs"]) == 9
+    assert found["eval_shots"] == "0,2,5"
