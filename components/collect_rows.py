@@ -13,7 +13,7 @@ def collect_rows(
     training_rows: Output[Dataset],
     metrics: Output[Metrics],
 ):
-    """Joins the shards in id order and adds up their counts; prints the teacher's accuracy and yield.
+    """Joins the shards in id order, adds up their counts, prints the teacher's accuracy and yield.
 
     Args:
         shards: JSONL of `Labelled` from every `rationale_extract`.

@@ -1,4 +1,4 @@
-"""Component `data_digest`: what the inputs contain, as one string that later steps are cached by."""
+"""Component `data_digest`: the inputs' contents as one string that later steps are cached by."""
 
 from pipestill.components._base import component
 
@@ -9,7 +9,7 @@ def data_digest(
     evaluation_data_uri: str = "",
     teacher_replay_uri: str = "",
 ) -> str:
-    """Resolves the inputs to a content digest; runs every time, because it is what caching rests on.
+    """Resolves the inputs to a content digest; runs every time, because caching rests on it.
 
     Args:
         dataset_uri: file, folder or glob of rows; local path, gs:// or hf://.
@@ -17,7 +17,7 @@ def data_digest(
         teacher_replay_uri: recorded teacher outputs, or empty.
 
     Returns:
-        sha256 over the contents (object generation and crc32c for gs://) and over the library's code.
+        sha256 over the contents (object generation and crc32c for gs://) and the library's code.
     """
     from pipestill.data.digest import run_digest
 

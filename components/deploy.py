@@ -1,4 +1,4 @@
-"""Component `deploy`: the chosen student as a self-contained folder that `pipestill serve` serves."""
+"""Component `deploy`: the chosen student as a self-contained folder for `pipestill serve`."""
 
 from kfp.dsl import Input, Metrics, Model, Output
 

@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import threading
@@ -21,16 +20,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipestill.errors import PipestillError, UserError, WorkError
+from pipestill.errors import UserError, WorkError
 from pipestill.pipelines import build
+from pipestill.pipelines.failure import explain
+from pipestill.pipelines.hooks import hooked
 from pipestill.pipelines.screen import Screen
-from pipestill.pipelines.steps import Failure, Steps, hooked
+from pipestill.pipelines.steps import Steps
 from pipestill.records import write_json
 
 # KFP's local runner replaces these inside every argument: the first by the interpreter's path.
 FORBIDDEN = ("python3", "{{$")
 PLATFORM_ONLY = ("tensorboard_resource_id", "encryption_spec_key_name")
-ERROR_LINE = re.compile(r"^(?:pipestill\.errors\.)?(UserError|WorkError): \[([A-Z0-9_]+)\] (.*)$")
 
 
 def run_local(
@@ -238,32 +238,6 @@ def ended_by_signals(steps: Steps) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def explain(failure: Failure) -> PipestillError:
-    """The cause of a failed step as an error: the step's own one-liner where it raised one."""
-    where = f"full log: {failure.log}"
-    cause = last_error(failure.log)
-    found = ERROR_LINE.match(cause)
-    if found:
-        kind = UserError if found[1] == "UserError" else WorkError
-        message, _, hint = found[3].partition(" → ")
-        return kind(found[2], f"{failure.label}: {message}", f"{hint}; {where}" if hint else where)
-    if failure.returncode < 0 or failure.returncode > 128:
-        number = -failure.returncode if failure.returncode < 0 else failure.returncode - 128
-        memory = ", most likely because memory ran out" if number == signal.SIGKILL else ""
-        cause = f"ended by signal {number}{memory}"
-    return WorkError("STEP_FAILED", f"{failure.label}: {cause}", where)
-
-
-def last_error(log: Path) -> str:
-    """The first line of the last exception in a log, or its last line where there is none."""
-    lines = [line.rstrip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for at in range(len(lines) - 1, -1, -1):
-        if lines[at].startswith("Traceback (most recent call last)"):
-            return next((line for line in lines[at + 1 :] if not line[0].isspace()), lines[-1])
-    errors = [line for line in lines if ERROR_LINE.match(line)]
-    return (errors or lines or ["no output"])[-1]
 
 
 def _collect(outputs: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -1,19 +1,6 @@
-"""The steps of one local run: their processes, logs, cache entries, and lines on the screen.
-
-KFP's local runner starts steps, passes artifacts and caches. Four of its habits do not suit a
-person at a terminal, and `hooked` changes them for the time of one run, without touching the
-installed package:
-
-- it prints everything and hides the cause of a failure: each step gets its own log file here, and
-  the screen one line when it starts and one when it ends;
-- after a failure it starts the other iterations of a ParallelFor all the same: here they are not;
-- inside a ParallelFor it replaces another task's output parameter (our `cache_key`) by the loop
-  item: here the parameter keeps its value;
-- its cache key knows a model folder or a prompt file by path alone: here by content as well.
-"""
+"""The steps of one local run: their processes, logs, and lines on the screen."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -21,27 +8,18 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipestill.errors import WorkError
+from pipestill.pipelines.failure import Failure
 from pipestill.pipelines.screen import Screen
 
 LONGEST_ARGUMENT = 131_000  # bytes; Linux refuses a longer single argument (MAX_ARG_STRLEN)
 KILL_AFTER_S = 5.0
 LOOP_INPUTS = ("run", "shard")
-CONTENT_INPUTS = ("_model_reference", "_prompt")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The first step that failed: how, after how long, and where its log is."""
-
-    label: str
-    returncode: int
-    log: Path
+ITERATION = re.compile(r"-iteration-(\d+)/")
 
 
 @dataclass
@@ -60,18 +38,26 @@ class Steps:
     running: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def label(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """``student_train dss:0``: the step's name, and its loop item where there are several."""
+    def label(self, name: str, arguments: Mapping[str, Any], place: str) -> str:
+        """``student_train dss:0``: the step's name, and its loop item where there are several.
+
+        Where the step does not take the item, the iteration's number in `place`, a path of its
+        outputs or of its input, tells it apart.
+        """
         items = [
             str(arguments[key]) for key in LOOP_INPUTS if key in arguments and self.loops[key] > 1
         ]
+        iteration = ITERATION.search(place)
+        if iteration and not any(key in arguments for key in LOOP_INPUTS):
+            items = [str(int(iteration[1]) + 1)] if max(self.loops.values()) > 1 else []
         return " ".join([re.sub(r"-\d+$", "", name).replace("-", "_"), *items])
 
     def run(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Runs one step's command line; stands in for KFP's `run_local_subprocess`."""
         given = json.loads(_argument(full_command, "--executor_input"))
         arguments = given.get("inputs", {}).get("parameterValues", {})
-        label = self.label(_argument(full_command, "--function_to_execute"), arguments)
+        name = _argument(full_command, "--function_to_execute")
+        label = self.label(name, arguments, given.get("outputs", {}).get("outputFile", ""))
         with self.lock:
             if self.stopping or self.failure:
                 return 1
@@ -126,12 +112,18 @@ class Steps:
                     del self.running[process.pid]
 
     def _threads(self, arguments: Mapping[str, Any]) -> dict[str, str]:
-        """Steps that run two at a time share the cores; a person's own setting is kept."""
+        """Steps that run two at a time share the cores; a person's own settings are kept.
+
+        Waiting threads sleep: where other work shares the cores, threads that spin instead made a
+        small model's generation seven times slower (64 rows on 2 busy cores: 30 s, not 4 s).
+        """
+        waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
         if "OMP_NUM_THREADS" in os.environ:
-            return {}
+            return waiting
         parallel = any(key in arguments and self.loops[key] > 1 for key in LOOP_INPUTS)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        return {"OMP_NUM_THREADS": str(max(1, cores // 2 if parallel else cores))}
+        threads = str(max(1, cores // 2 if parallel else cores))
+        return waiting | {"OMP_NUM_THREADS": threads}
 
     def _failed(self, failure: Failure, took: float) -> None:
         with self.lock:
@@ -185,100 +177,3 @@ def _worth_showing(lines: Any, log: Any) -> Iterator[str]:
 def _for_people(text: str) -> bool:
     noise = ("[KFP Executor", "Warning", "  warnings.warn", "`torch_dtype`")
     return not text.startswith(noise) and "Warning:" not in text and "it/s]" not in text
-
-
-@contextlib.contextmanager
-def hooked(steps: Steps, cache_root: Path) -> Iterator[None]:
-    """Puts `steps` in place of KFP's own process runner and cache while a pipeline runs.
-
-    Raises:
-        WorkError: ``KFP_VERSION`` where the installed KFP is built differently.
-    """
-    try:
-        from kfp.local import cache, subprocess_task_handler
-        from kfp.local.orchestrator import task_spec_utils
-
-        step_cache = make_cache(steps, cache_root)
-        replacements = (
-            (subprocess_task_handler, "run_local_subprocess", steps.run),
-            (cache, "get_local_cache", lambda: step_cache),
-            (
-                task_spec_utils,
-                "create_parameter_loop_iteration_task_spec",
-                keep_task_outputs(task_spec_utils.create_parameter_loop_iteration_task_spec),
-            ),
-        )
-        originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
-    except (ImportError, AttributeError) as error:
-        raise WorkError(
-            "KFP_VERSION",
-            f"this version of kfp cannot run pipelines locally ({error})",
-            "pip install 'kfp>=2.17,<3'",
-        ) from error
-    for module, name, new in replacements:
-        setattr(module, name, new)
-    try:
-        yield
-    finally:
-        for module, name, old in originals:
-            setattr(module, name, old)
-
-
-def keep_task_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """KFP's builder of one loop iteration, with other tasks' outputs left as they were."""
-
-    def build(original_task_spec: Any, loop_item: Any, loop_task_name: str) -> Any:
-        spec = original(original_task_spec, loop_item, loop_task_name)
-        for name, given in original_task_spec.inputs.parameters.items():
-            if given.HasField("task_output_parameter") and not name.endswith("-loop-item"):
-                spec.inputs.parameters[name].CopyFrom(given)
-        return spec
-
-    return build
-
-
-def make_cache(steps: Steps, root: Path) -> Any:
-    """KFP's file cache, which tells the screen about hits and knows local content inputs."""
-    from kfp.local.cache import LocalCache
-
-    class StepCache(LocalCache):  # type: ignore[misc]
-        """Keys and hits belong to one thread at a time, so the label waits in a thread local."""
-
-        current = threading.local()
-
-        def compute_key(self, component_name: str, *args: Any, **kwargs: Any) -> str:
-            arguments = kwargs["arguments"]
-            self.current.label = steps.label(component_name.removeprefix("comp-"), arguments)
-            self.current.folder = arguments.get("deploy_dir") or ""
-            key: str = super().compute_key(component_name, *args, **kwargs)
-            return hashlib.sha256((key + content_digest(arguments)).encode()).hexdigest()
-
-        def get(self, key: str) -> dict[str, Any] | None:
-            if steps.stopping or steps.failure:
-                return None
-            found: dict[str, Any] | None = super().get(key)
-            if found is None or (self.current.folder and not Path(self.current.folder).exists()):
-                return None
-            steps.cached.append(self.current.label)
-            steps.screen.line(f"{self.current.label}: cached")
-            return found
-
-    return StepCache(str(root))
-
-
-def content_digest(arguments: Mapping[str, Any]) -> str:
-    """What local model folders and prompt files hold: small files' bytes, others' size and time."""
-    parts = []
-    for name, value in sorted(arguments.items()):
-        if name.endswith(CONTENT_INPUTS) and isinstance(value, str) and os.path.exists(value):
-            path = Path(value)
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            parts += [_fingerprint(item) for item in files if item.is_file()]
-    return "\n".join(parts)
-
-
-def _fingerprint(path: Path) -> str:
-    facts = path.stat()
-    if facts.st_size < 1_000_000:
-        return f"{path}:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-    return f"{path}:{facts.st_size}:{facts.st_mtime_ns}"

@@ -112,7 +112,7 @@ def parse_length(text: str | int) -> int:
     if not number.isdigit() or int(number) == 0:
         raise UserError(
             "LENGTH_UNREADABLE",
-            f"max_context_length: found {text!r}, allowed: a number of tokens such as 1024, or 8k, 32k",
+            f"max_context_length: found {text!r}, allowed: a number of tokens (1024, 8k, 32k)",
         )
     return int(number) * (1024 if value.endswith("k") else 1)
 

@@ -20,9 +20,9 @@ from pipestill.errors import UserError
 class Example:
     """One row of prepared data.
 
-    `output_text` is None where the label is missing and the teacher has to give it. `rationale` is a
-    gold rationale where the data has one (shown in the report, never trained on unless asked).
-    `source_row` is the 0-based index of the row in its source file, which the `replay` teacher needs.
+    `output_text` is None where the label is missing and the teacher has to give it. `rationale` is
+    a gold rationale where the data has one (shown in the report, never trained on). `source_row` is
+    the 0-based index of the row in its source file, which the `replay` teacher needs.
     """
 
     id: str
@@ -58,8 +58,8 @@ class Labelled:
 class Prediction:
     """One answer of one arm on one held-out row.
 
-    `arm` is e.g. ``dss``, ``label_only``, ``shuffled``, ``teacher_5_shot``, ``base``; `seed` is -1 for
-    arms without training. `latency_ms` is the time of the row's own call at batch size 1 where
+    `arm` is e.g. ``dss``, ``label_only``, ``shuffled``, ``teacher_5_shot``, ``base``; `seed` is -1
+    for arms without training. `latency_ms` is the time of the row's own call at batch size 1 where
     measured, else None. `rationale` is the arm's explanation where it gave one. `error` says why
     there is no answer (counted as wrong).
     """
@@ -81,7 +81,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A row that was set aside: where it stood, which field, why, and an excerpt of what was found."""
+    """A row that was set aside: where it stood, which field, why, an excerpt of what was found."""
 
     file: str
     line: int

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from kfp import dsl, local
+
 from pipestill.components.data_digest import data_digest
 from pipestill.components.data_prep import data_prep
-
 from pipestill.data.digest import run_digest
 from pipestill.records import Example, read_jsonl
 

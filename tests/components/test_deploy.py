@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from kfp import dsl
-from pipestill.components.deploy import deploy
 
+from pipestill.components.deploy import deploy
 from pipestill.errors import UserError
 from pipestill.serving.package import package_student
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from pipestill.components.evaluate import evaluate
 from pipestill.components.report import report
-
 from pipestill.config import EvalConfig, TeacherConfig
 from pipestill.records import Prediction, read_jsonl
 from tests.evaluation import synthetic, tiny

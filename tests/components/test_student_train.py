@@ -12,6 +12,7 @@ from tests.training.tiny import make_folder, make_rows
 @pytest.mark.slow
 def test_runs_under_the_local_runner(tmp_path):
     from kfp import dsl, local
+
     from pipestill.components.student_train import student_train
 
     write_jsonl(tmp_path / "rows.jsonl", make_rows(20))

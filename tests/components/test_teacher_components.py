@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from kfp import dsl
+
+from pipestill import pocket
 from pipestill.components.collect_rows import collect_rows
 from pipestill.components.rationale_extract import rationale_extract
 from pipestill.components.teacher_label import teacher_label
-
-from pipestill import pocket
 from pipestill.config import RationaleConfig, TeacherConfig
 from pipestill.records import Example, Labelled, read_jsonl, write_jsonl
 

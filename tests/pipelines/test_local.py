@@ -192,7 +192,9 @@ def test_no_other_iteration_starts_after_a_failure(run):
 def test_steps_that_run_in_parallel_share_the_cores(run, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert run()["runs"][0]["threads"] == str(max(1, cores // 2))
+    first = run()["runs"][0]
+    assert first["threads"] == str(max(1, cores // 2))
+    assert first["waiting"] == "PASSIVE"
     assert run(runs=["y:0"])["runs"][0]["threads"] == str(cores)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert run(runs=["z:0"])["runs"][0]["threads"] == "7"

@@ -98,6 +98,13 @@ def test_from_raw_rows_to_a_served_student(tmp_path, monkeypatch):
     assert (tmp_path / "served" / "model.safetensors").exists()
     assert any("teacher label accuracy" in line for line in lines)
 
+    screen = "\n".join(lines)
+    for step in ("teacher_label 0/2", "rationale_extract 1", "rationale_extract 2", "deploy"):
+        assert f"{step}: done in" in screen
+    assert (tmp_path / "run" / "logs" / "rationale_extract.2.log").exists()
+
+    lines.clear()
     again = run_local(graph, parameters, tmp_path / "run", say=lines.append)
     assert again["steps"] == {"ran": 1, "cached": summary["steps"]["ran"] - 1}
     assert again["arms"] == summary["arms"]
+    assert "rationale_extract 2: cached" in "\n".join(lines)

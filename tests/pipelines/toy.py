@@ -55,7 +55,12 @@ def student(
     pathlib.Path(model.path, "weights").write_text(run)
     write_json(
         metrics.path,
-        {"run": run, "cache_key": cache_key, "threads": os.environ.get("OMP_NUM_THREADS")},
+        {
+            "run": run,
+            "cache_key": cache_key,
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "waiting": os.environ.get("OMP_WAIT_POLICY"),
+        },
     )
 
 
