@@ -2,7 +2,7 @@
 
 Everything lies in the run's folder: ``artifacts/`` (what the steps wrote), ``cache/`` (which of
 them are finished, so that a second run skips them), ``state/`` (the journal of paid calls and the
-checkpoints), ``logs/``, and at the end ``report.html`` and ``summary.json``.
+checkpoints), ``logs/``, and at the end ``model/``, ``report.html`` and ``summary.json``.
 """
 
 import builtins
@@ -30,6 +30,7 @@ from pipestill.records import write_json
 
 # KFP's local runner replaces these inside every argument: the first by the interpreter's path.
 FORBIDDEN = ("python3", "{{$")
+OWN_FOLDERS = {"state_dir": "state", "deploy_dir": "model"}  # where a run keeps them by default
 PLATFORM_ONLY = ("tensorboard_resource_id", "encryption_spec_key_name")
 
 
@@ -87,7 +88,7 @@ def run_local(
 
 
 def resolve(graph: Any, parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """All parameters of the run: the given ones, the defaults, and this run's state folder.
+    """All parameters of the run: the given ones, the defaults, and this run's own folders.
 
     Raises:
         UserError: ``RUN_PARAMETER`` where one is unknown, missing or without effect here.
@@ -101,8 +102,9 @@ def resolve(graph: Any, parameters: Mapping[str, Any], out: Path) -> dict[str, A
         problem = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
         raise UserError("RUN_PARAMETER", f"parameters of {graph.name}: {problem}")
     config = {name: parameters.get(name, spec.default) for name, spec in inputs.items()}
-    if config.get("state_dir") == "":
-        config["state_dir"] = str(out / "state")
+    for name, folder in OWN_FOLDERS.items():
+        if config.get(name) == "":
+            config[name] = str(out / folder)
     for name in PLATFORM_ONLY:
         if config.get(name):
             raise UserError(

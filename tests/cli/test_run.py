@@ -5,6 +5,8 @@ import pytest
 from pipestill import pipelines
 from pipestill.cli import main as cli
 from pipestill.cli import run as command
+from pipestill.cli.run import refuse_too_big
+from pipestill.errors import UserError
 from tests.pipelines import toy
 
 
@@ -58,3 +60,16 @@ def test_types_of_the_real_pipeline(monkeypatch):
     assert types["alpha"] is float
     assert types["dedupe"] is bool
     assert types["runs"] is list
+
+
+@pytest.mark.parametrize("name", ["student_model_reference", "teacher_model_reference"])
+def test_a_model_that_this_machine_has_no_memory_for_is_refused(name, monkeypatch):
+    monkeypatch.setenv("PIPESTILL_MEMORY_GB", "16")
+    with pytest.raises(UserError, match=r"MODEL_TOO_BIG.*11\.1 B parameters ×.*16\.0 GB"):
+        refuse_too_big({name: "google/flan-t5-xxl"})
+
+
+def test_unknown_names_and_teachers_behind_a_server_are_not_measured(monkeypatch):
+    monkeypatch.setenv("PIPESTILL_MEMORY_GB", "0.001")
+    refuse_too_big({"student_model_reference": "someone/their-model"})
+    refuse_too_big({"teacher_model_reference": "google/flan-t5-xxl", "teacher_backend": "openai"})

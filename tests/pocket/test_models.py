@@ -72,7 +72,8 @@ def test_base_copies_and_compares(base: tuple[Any, Any]) -> None:
     asked = {
         f"find city: {note}": "Oslo",
         f"find days: {note}": "52",
-        "52 is more or less than 45?": "52 is more than 45.",
+        "explain: 52 is more or less than 45?": "52 is more than 45.",
+        "predict: 52 is more or less than 61?": "less",
         "explain: The limit is 45 days for a toy. It was bought 52 days ago.":
             "52 is more than 45, so it is late.",
     }  # fmt: skip

@@ -1,6 +1,9 @@
 """`pipestill run`: a whole pipeline on this machine, each step in its own process."""
 
 import argparse
+import contextlib
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ def main(args: argparse.Namespace) -> int:
 
     graph = build(args.pipeline)
     parameters = settings.load(args.config, args.assignments, parameter_types(graph))
+    refuse_too_big(parameters)
     out = Path(
         args.out or Path("runs") / (Path(args.config).stem if args.config else args.pipeline)
     )
@@ -43,6 +47,40 @@ def main(args: argparse.Namespace) -> int:
     summary = run_local(graph, parameters, out, fresh=args.fresh)
     print(closing(summary, out))
     return 0
+
+
+def refuse_too_big(parameters: dict[str, Any]) -> None:
+    """Refuses models that this machine has no memory for, before a step starts.
+
+    A folder is counted; a name outside the catalogue is allowed, its size being unknown here.
+
+    Raises:
+        UserError: ``MODEL_TOO_BIG`` with the arithmetic.
+    """
+    from pipestill.models.catalogue import check_fits, find
+
+    asked = [("student_model_reference", "dss")]
+    if parameters.get("teacher_backend", "transformers") == "transformers":
+        asked.append(("teacher_model_reference", "inference"))
+    for name, method in asked:
+        reference = str(parameters.get(name, ""))
+        if reference and (find(reference) or Path(reference).is_dir()):
+            check_fits(reference, method, "cpu-local", memory_gb=machine_memory_gb())
+
+
+def machine_memory_gb() -> float | None:
+    """Memory of this machine's GPUs or of the machine itself; None where a person has set it."""
+    if os.environ.get("PIPESTILL_MEMORY_GB"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    gpus: list[int] = []
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        shown = subprocess.run(  # noqa: S603 (a fixed command)
+            query, capture_output=True, text=True, timeout=10, check=True
+        )
+        gpus = [int(line) for line in shown.stdout.split()]
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return max(sum(gpus) * 1.048576 / 1e3, whole)
 
 
 def parameter_types(graph: Any) -> dict[str, type]:
@@ -71,4 +109,8 @@ def closing(summary: dict[str, Any], out: Path) -> str:
         f"report   {out / 'report.html'}",
         f"summary  {out / 'summary.json'}",
     ]
+    served = Path(summary["config"].get("deploy_dir") or out / "none")
+    if served.is_dir():
+        shown = out / served.name if served == out.absolute() / served.name else served
+        lines.append(f"model    {shown}   (pipestill serve {shown})")
     return "\n".join(lines)

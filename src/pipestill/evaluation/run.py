@@ -137,12 +137,12 @@ def held_out_rows(path: str, limit: int) -> list[Example]:
 
 
 def parse_shots(text: str) -> list[int]:
-    """``"0,2,5"`` → [0, 2, 5]; empty → none.
+    """``"0,2,5"`` or ``"[0, 2, 5]"`` → [0, 2, 5]; empty → none.
 
     Raises:
         UserError: ``SHOTS_UNREADABLE``.
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.strip(" []").split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):
         raise UserError(
             "SHOTS_UNREADABLE",

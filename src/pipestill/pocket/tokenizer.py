@@ -23,8 +23,8 @@ MAX_LENGTH = 1024
 
 def world_words() -> list[str]:
     """Every word and number that must be one token, with its leading space and without."""
-    lists = (words.NAMES, words.CITIES, words.PAYMENTS, words.DESK_NOUNS, words.DESK_MARKS)
-    lists += (words.DESK_OUTCOMES, words.DESK_VERBS, world.LABELS)
+    lists: list[tuple[str, ...]] = [words.NAMES, words.CITIES, words.PAYMENTS, words.DESK_NOUNS]
+    lists += [words.DESK_MARKS, words.DESK_OUTCOMES, words.DESK_VERBS, world.LABELS]
     found = [*itertools.chain(*lists), *world.LIMITS, *world.STATES]
     found += " ".join(itertools.chain(*words.DESK_CLASSES)).split()
     found += " ".join(sentences()).split()

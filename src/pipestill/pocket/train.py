@@ -9,25 +9,18 @@ library version.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipestill.pocket import corpus, tokenizer
-from pipestill.pocket.world import dice
+from pipestill.pocket import tokenizer
+from pipestill.pocket.batches import Batch, base_batches, teacher_batches
 
-IGNORED = -100
-POOL = 16  # batches drawn at once and sorted by length, to waste little on padding
-BUDGET = 1800  # tokens in a teacher's batch
 WARMUP = 200
-SHORT_POOLS = 70
 # The usual start of 0.02 suits wide models; at this width attention stays blind for very long.
 WIDER = 3.5
-Batch = dict[str, Any]
 
 
 def build_teacher(vocabulary: int) -> Any:
@@ -65,8 +58,8 @@ def build_base(vocabulary: int) -> Any:
         d_model=128,
         d_kv=32,
         d_ff=512,
-        num_layers=4,
-        num_decoder_layers=2,
+        num_layers=5,
+        num_decoder_layers=1,
         num_heads=4,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=128,
@@ -78,78 +71,6 @@ def build_base(vocabulary: int) -> Any:
         eos_token_id=1,
     )
     return T5ForConditionalGeneration(config)
-
-
-def padded(rows: list[list[int]], value: int) -> Any:
-    """Stack rows of unequal length, filled up on the right."""
-    import torch
-
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
-
-
-def base_batches(tok: Any, seed: int, size: int) -> Iterator[Batch]:
-    """Endless source and target batches of similar length."""
-    rng = dice(seed)
-    while True:
-        pairs = [corpus.base_pair(rng) for _ in range(size * POOL)]
-        rows = list(
-            zip(tok([p[0] for p in pairs]).input_ids, tok([p[1] for p in pairs]).input_ids,
-                strict=True)
-        )  # fmt: skip
-        rows.sort(key=lambda row: (len(row[1]) // 4, len(row[0])))
-        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-        rng.shuffle(groups)
-        for group in groups:
-            source = padded([row[0] for row in group], 0)
-            labels = padded([row[1] for row in group], IGNORED)
-            yield {"input_ids": source, "attention_mask": (source != 0).long(), "labels": labels}
-
-
-def answer_labels(ids: list[int], opens: int, newline: int) -> list[int]:
-    """Keep the loss on answers: names and cities in a question cannot be foreseen."""
-    labels, inside = [], False
-    for position, token in enumerate(ids):
-        labels.append(token if inside or position == 0 else IGNORED)
-        before = ids[position - 1] if position else newline
-        if token == opens and before == newline:
-            inside = True
-        elif token == newline and before == newline:
-            inside = False
-    return [*labels[:-1], ids[-1]]
-
-
-def teacher_batches(tok: Any, seed: int, size: int) -> Iterator[Batch]:
-    """Endless batches of documents; some open with the end mark, as packed text would."""
-    rng = dice(seed)
-    opens, newline = tok.convert_tokens_to_ids("A"), tok("\n").input_ids[0]
-    for count in itertools.count():
-        # Short documents first: a look-up is found far sooner with one note in sight than nine.
-        most = corpus.FEW if count < SHORT_POOLS else corpus.SHOTS
-        texts = [corpus.teacher_document(rng, most) for _ in range(size * POOL)]
-        rows = [[*([1] if rng.random() < 0.3 else []), *ids, 1] for ids in tok(texts).input_ids]
-        rows.sort(key=len)
-        for group in by_tokens(rng, rows, BUDGET):
-            answers = [
-                row if rng.random() < 0.15 else answer_labels(row, opens, newline) for row in group
-            ]
-            filled = padded(group, IGNORED)
-            yield {
-                "input_ids": padded(group, 0),
-                "attention_mask": (filled != IGNORED).long(),
-                "labels": padded(answers, IGNORED),
-            }
-
-
-def by_tokens(rng: random.Random, rows: list[list[int]], budget: int) -> list[list[list[int]]]:
-    """Cut sorted rows into groups of about as many tokens each, in random order."""
-    groups: list[list[list[int]]] = [[]]
-    for row in rows:
-        if groups[-1] and len(row) * (len(groups[-1]) + 1) > budget:
-            groups.append([])
-        groups[-1].append(row)
-    rng.shuffle(groups)
-    return groups
 
 
 def scaled_groups(model: Any, rate: float) -> list[dict[str, Any]]:
@@ -200,6 +121,15 @@ def store(model: Any, folder: Path) -> None:
     model.to(torch.float32).load_state_dict(whole)
 
 
+def keep_tokenizer(start: Path, out: Path) -> Any:
+    """Weights that go on training must keep the tokens they were made with."""
+    from transformers import AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(start)
+    tok.save_pretrained(out)
+    return tok
+
+
 def run(what: str, out: Path, steps: int | None, seed: int, start: Path | None = None) -> None:
     """Build, train and store one of the two models with its tokenizer."""
     import torch
@@ -208,18 +138,18 @@ def run(what: str, out: Path, steps: int | None, seed: int, start: Path | None =
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     seq2seq = what == "base"
-    tok = tokenizer.save(out, seq2seq=seq2seq)
+    tok = tokenizer.save(out, seq2seq=seq2seq) if start is None else keep_tokenizer(start, out)
     build, auto = (
         (build_base, AutoModelForSeq2SeqLM) if seq2seq else (build_teacher, AutoModelForCausalLM)
     )
     model = auto.from_pretrained(start, dtype=torch.float32) if start else build(len(tok))
     print(what, sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     if seq2seq:
-        batches, groups = base_batches(tok, seed, 48), scaled_groups(model, 1e-2)
+        batches, groups = base_batches(tok, seed, 40), scaled_groups(model, 1e-2)
     else:
         batches = teacher_batches(tok, seed, 12)
         groups = [{"params": list(model.parameters()), "peak": 1e-3}]
-    fit(model, batches, steps or (4000 if seq2seq else 3000), groups, lambda: store(model, out))
+    fit(model, batches, steps or (6000 if seq2seq else 3000), groups, lambda: store(model, out))
 
 
 def main() -> None:

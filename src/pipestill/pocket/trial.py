@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipestill.pocket import POCKET, world
-from pipestill.pocket.train import IGNORED, padded
+from pipestill.pocket.batches import IGNORED, padded
 
 ARMS = ("label", "dss", "shuffled")
-STEPS, BATCH, RATE, ALPHA = 300, 16, 1e-3, 0.5
+STEPS, BATCH, RATE, ALPHA = 200, 16, 1e-3, 0.5
 EVAL_BATCH = 100
 Triple = tuple[str, str, str]  # note, label, rationale
 
@@ -26,6 +26,22 @@ Triple = tuple[str, str, str]  # note, label, rationale
 def triples(cases: Sequence[world.Case]) -> list[Triple]:
     """Rows with the true label and rationale."""
     return [(case.note, case.label, case.rationale) for case in cases]
+
+
+def taught(cases: Sequence[world.Case], shots: int) -> list[Triple]:
+    """Rows as the pocket teacher answers them, mistakes included; answers out of form are left."""
+    from pipestill.pocket import measure, prompt
+
+    model, tok = measure.load(POCKET["pocket-teacher"], seq2seq=False)
+    texts = [prompt.filled(shots, case.note) for case in cases]
+    rows: list[Triple] = []
+    for start in range(0, len(texts), measure.BATCH):
+        answers = measure.continuations(model, tok, texts[start : start + measure.BATCH])
+        for case, answer in zip(cases[start:], answers, strict=False):
+            found = measure.ANSWER.search(answer)
+            if found:
+                rows.append((case.note, found[1], answer[: found.start()].strip()))
+    return rows
 
 
 def deal_wrongly(rows: list[Triple], seed: int) -> list[Triple]:
@@ -86,21 +102,20 @@ def accuracy(model: Any, tok: Any, rows: list[Triple]) -> float:
     return right / len(rows)
 
 
-def run_arm(base: Path, arm: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
-    """Train and score one arm with one seed; also the seconds of training."""
+def run_arm(rows: list[Triple], arm: str, seed: int,
+            options: argparse.Namespace) -> tuple[float, float]:  # fmt: skip
+    """Train and score one arm with one seed; also the processor seconds of training and scoring."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    tok = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32)
-    _, train_cases, eval_cases = world.splits()
-    rows = triples(train_cases)[: options.rows]
+    tok = AutoTokenizer.from_pretrained(options.base)
+    model = AutoModelForSeq2SeqLM.from_pretrained(options.base, dtype=torch.float32)
     if arm == "shuffled":
         rows = deal_wrongly(rows, seed)
-    begun = time.monotonic()
+    begun = time.process_time()
     train(model, tok, rows, arm, seed, options.steps, options.batch, options.rate)
-    return accuracy(model, tok, triples(eval_cases)), time.monotonic() - begun
+    return accuracy(model, tok, triples(world.splits()[2])), time.process_time() - begun
 
 
 def main() -> None:
@@ -115,12 +130,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--labels", choices=("true", "teacher"), default="true")
+    parser.add_argument("--shots", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    cases = world.splits()[1][: options.rows]
+    rows = triples(cases) if options.labels == "true" else taught(cases, options.shots)
     for arm in options.arms:
         scores = []
         for seed in options.seeds:
-            score, seconds = run_arm(options.base, arm, seed, options)
+            score, seconds = run_arm(rows, arm, seed, options)
             scores.append(score)
             print(f"{arm} seed {seed} accuracy {score:.3f} in {seconds:.0f} s", flush=True)
         print(f"{arm} mean {sum(scores) / len(scores):.3f}", flush=True)
