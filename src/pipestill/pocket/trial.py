@@ -115,7 +115,7 @@ def run_arm(rows: list[Triple], arm: str, seed: int,
         rows = deal_wrongly(rows, seed)
     begun = time.process_time()
     train(model, tok, rows, arm, seed, options.steps, options.batch, options.rate)
-    return accuracy(model, tok, triples(world.splits()[2])), time.process_time() - begun
+    return accuracy(model, tok, options.scored), time.process_time() - begun
 
 
 def main() -> None:
@@ -132,7 +132,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--labels", choices=("true", "teacher"), default="true")
     parser.add_argument("--shots", type=int, default=5)
+    parser.add_argument("--tune", action="store_true", help="score on other rows, to choose a rate")
     options = parser.parse_args()
+    options.scored = triples(world.tuning() if options.tune else world.splits()[2])
     torch.set_num_threads(1)
     cases = world.splits()[1][: options.rows]
     rows = triples(cases) if options.labels == "true" else taught(cases, options.shots)

@@ -37,7 +37,7 @@ STATES: dict[str, str] = {
 }  # fmt: skip
 
 SPREAD = 24  # days a purchase lies before or after its limit, at most
-TRAIN_SEED, EVAL_SEED, SHOT_SEED = 11, 12, 13
+TRAIN_SEED, EVAL_SEED, SHOT_SEED, TUNE_SEED = 11, 12, 13, 14
 TRAIN_ROWS, EVAL_ROWS, SHOTS = 400, 500, 8
 
 
@@ -130,6 +130,11 @@ def splits() -> tuple[list[Case], list[Case], list[Case]]:
     taken: set[str] = set()
     shots = cases(SHOT_SEED, SHOTS, taken)
     return shots, cases(TRAIN_SEED, TRAIN_ROWS, taken), cases(EVAL_SEED, EVAL_ROWS, taken)
+
+
+def tuning() -> list[Case]:
+    """Cases to choose a learning rate on, so that the held-out ones are looked at once."""
+    return cases(TUNE_SEED, EVAL_ROWS, reserved())
 
 
 def reserved() -> set[str]:
