@@ -8,6 +8,7 @@ as a fallback: any text round-trips, ordinary English costs about three letters 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,4 +104,16 @@ def save(folder: Path, *, seq2seq: bool) -> Any:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
+    portable(folder / "tokenizer_config.json")
     return tokenizer
+
+
+def portable(path: Path) -> None:
+    """Keep to the keys that the library's releases 4 and 5 both read."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in config:
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
