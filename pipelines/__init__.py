@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from pipestill.pipelines.hardware import Profile
 
 # name → the module whose `build(profile)` returns the kfp pipeline
-PIPELINES = {"distill_step_by_step": "pipestill.pipelines.distill_step_by_step"}
+PIPELINES = {
+    "distill_step_by_step": "pipestill.pipelines.distill_step_by_step",
+    "supervised_tuning": "pipestill.pipelines.supervised_tuning",
+}
 
 
 def build(name: str, profile: Profile | None = None, **options: Any) -> Any:

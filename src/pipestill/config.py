@@ -91,6 +91,37 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How a model is tuned on given answers. Component `supervised_tune`."""
+
+    large_model_reference: str = "pocket-base"
+    task: str = "text"  # text | chat | code
+    method: str = "full"  # full | lora
+    lora_rank: int = 16
+    lora_alpha: float = 32.0  # the adapter's output is scaled by alpha / rank
+    lora_dropout: float = 0.0
+    instruction: str = ""  # before every input; in a chat the context of rows that have none
+    gradient_checkpointing: bool = False  # less memory for a third more computing
+    packing: str = "auto"  # auto | on | off: several short rows in one sequence (decoders)
+    compile: str = "auto"  # auto | on | off: torch.compile; auto = on a GPU
+    train_seed: int = 0
+    train_steps: int = 300
+    batch_size: int = 32  # examples a step, over all processes
+    learning_rate: float = 0.0  # 0 = the recommended rate for model and batch; LoRA: ten times that
+    learning_rate_multiplier: float = 1.0
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_context_length: str = "1024"
+    max_output_tokens: int = 256
+    validation_fraction: float = 0.1  # of the training rows; selects the checkpoint
+    evaluation_interval: int = 100
+    enable_early_stopping: bool = True
+    checkpoint_interval: int = 100
+    precision: str = "auto"  # auto | fp32 | bf16
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What is measured on the held-out rows. Component `evaluate`."""
 
@@ -99,6 +130,19 @@ class EvalConfig:
     latency_rows: int = 30  # rows timed one by one at batch size 1
     eval_batch_size: int = 64
     max_output_tokens: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneEvalConfig:
+    """What is measured of a tuned model and its base. Component `evaluate_tuned`."""
+
+    eval_rows: int = 0  # 0 = all held-out rows
+    latency_rows: int = 30  # rows timed one by one at batch size 1
+    eval_batch_size: int = 64
+    max_output_tokens: int = 256
+    code_execution: bool = False  # run the answers to rows that bring tests, in a sandbox
+    code_timeout_s: float = 5.0  # wall-clock time of one program
+    code_memory_mb: int = 512  # address space of one program
 
 
 def parse_length(text: str | int) -> int:

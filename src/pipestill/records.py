@@ -23,6 +23,9 @@ class Example:
     `output_text` is None where the label is missing and the teacher has to give it. `rationale` is
     a gold rationale where the data has one (shown in the report, never trained on). `source_row` is
     the 0-based index of the row in its source file, which the `replay` teacher needs.
+    `messages` are those of a chat before the answer, each with ``role`` and ``content``;
+    `input_text` is then their plain form. `tests` is a program text that ends without an error
+    where the answer, as the continuation of `input_text`, is right code.
     """
 
     id: str
@@ -30,6 +33,8 @@ class Example:
     output_text: str | None = None
     rationale: str | None = None
     source_row: int = -1
+    messages: list[dict[str, str]] | None = None
+    tests: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

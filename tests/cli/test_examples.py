@@ -14,12 +14,17 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 def test_there_are_examples():
     names = {path.stem for path in EXAMPLES}
     assert {"demo", "svamp_palm", "cqa_palm", "esnli_palm", "flan_t5"} <= names
+    assert {"tune_text", "tune_chat", "tune_code"} <= names
+
+
+def pipeline_of(path: Path) -> str:
+    return "supervised_tuning" if path.stem.startswith("tune_") else "distill_step_by_step"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, monkeypatch):
     monkeypatch.chdir(path.parents[1])
-    found = load(str(path), [], parameter_types(pipelines.build("distill_step_by_step")))
+    found = load(str(path), [], parameter_types(pipelines.build(pipeline_of(path))))
     assert found["dataset_uri"]
     assert found["title"]
     assert all(len(line) <= 100 for line in path.read_text(encoding="utf-8").splitlines())

@@ -111,3 +111,19 @@ def test_help_imports_nothing_of_ours() -> None:
 def test_the_documentation_names_every_reason_and_format() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data-formats.md").read_text(encoding="utf-8")
     assert [name for name in (*REASONS, *PARSERS, *CONVERTERS) if f"`{name}`" not in text] == []
+
+
+def test_audit_shows_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.training.tiny import make_folder
+
+    model = make_folder("llama", tmp_path / "model")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input_text": "red dog", "output_text": "blue"}\n{"input_text": "x"}\n')
+    assert call("audit", path, "--model", model, "--max-output-tokens", 32) == 0
+    out = capsys.readouterr().out
+    assert "red dog\n⟦blue</s>⟧" in out
+    assert "1 rows audited" in out
+    long = {"input_text": "word " * 99, "output_text": "blue"}
+    path.write_text(json.dumps(long))
+    with pytest.raises(UserError, match=r"AUDIT_INPUT_CUT.*rows.jsonl:1"):
+        call("audit", path, "--model", model, "--max-output-tokens", 32, "--max-context-length", 20)

@@ -83,8 +83,34 @@ def test_a_chat_gives_one_row_an_assistant_turn() -> None:
     ]
     system = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hi"}]
     assert CONVERTERS["chat_messages"]({"messages": system}) == [
-        {"input_text": "Be short.\n\nuser: hi\nassistant:", "output_text": None}
+        {
+            "input_text": "Be short.\n\nuser: hi\nassistant:",
+            "output_text": None,
+            "messages": system,
+        }
     ]
+    assert rows[1]["messages"] == [
+        {"role": "system", "content": "Be short."},
+        *({"role": role, "content": text} for role, text in turns[:3]),
+    ]
+
+
+def test_a_schema_guided_dialogue_is_a_chat() -> None:
+    turns = [("USER", "hi"), ("SYSTEM", "hello"), ("USER", "bye"), ("SYSTEM", "ciao")]
+    row = {"turns": [{"speaker": who, "utterance": text, "frames": []} for who, text in turns]}
+    found = CONVERTERS["sgd_dialogue"](row)
+    assert [item["output_text"] for item in found] == ["hello", "ciao"]
+    assert found[1]["input_text"] == "user: hi\nassistant: hello\nuser: bye\nassistant:"
+
+
+def test_humaneval_rows_bring_their_tests() -> None:
+    row = {"task_id": "t/0", "prompt": "def f():\n", "entry_point": "f", 
+           "test": "def check(c):\n  c()",
+           "canonical_solution": "    return 1\n"}  # fmt: skip
+    (found,) = CONVERTERS["humaneval"](row)
+    assert found["tests"] == "def check(c):\n  c()\n\ncheck(f)\n"
+    with pytest.raises(RowProblem):
+        CONVERTERS["humaneval"]({**row, "entry_point": "f); import os; (f"})
 
 
 def user(text: object = "hi", **more: object) -> dict[str, object]:
@@ -119,6 +145,8 @@ def test_preference() -> None:
         ("chat_messages", {}, "messages", "missing_field"),
         ("chat_messages", {"messages": [user(), user()]}, "messages", "bad_role"),
         ("chat_messages", {"messages": ["hi"]}, "messages[0]", "not_an_object"),
+        ("sgd_dialogue", {"turns": [3]}, "messages[0]", "not_an_object"),
+        ("sgd_dialogue", {"turns": [{"speaker": "X"}]}, "messages[0].role", "bad_role"),
         ("chat_messages", {"messages": [user(3)]}, "messages[0].content", "wrong_type"),
         ("chat_messages", {"messages": [user("")]}, "messages[0].content", "empty_turn"),
         (

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipestill.losses import common
-from pipestill.losses.common import IGNORED, masked_mean_nll, token_nll
+from pipestill.losses.common import IGNORED, head_nll, masked_mean_nll, rows_per_chunk, token_nll
+from tests.losses.memory import peak_bytes
 
 LABELS = [[IGNORED, 1, 4, 6], [2, IGNORED, 0, IGNORED]]
 
@@ -75,3 +76,51 @@ def test_adding_a_constant_to_the_logits_changes_nothing(count, size, shift, see
     logits, labels = torch.randn(count, size).double(), torch.randint(size, (count,))
     shifted = token_nll(logits + shift, labels)
     torch.testing.assert_close(shifted, token_nll(logits, labels), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10**9])
+def test_the_head_in_chunks_changes_neither_values_nor_gradients(rows):
+    torch.manual_seed(0)
+    states = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    labels, factors = torch.arange(20) % 11, torch.rand(20, dtype=torch.float64)
+    found = head_nll(lambda part: part @ weight.T, states, labels, rows)
+    wanted = torch.nn.functional.cross_entropy(states @ weight.T, labels, reduction="none")
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    gradients, expected = (
+        torch.autograd.grad((nll * factors).sum(), [states, weight]) for nll in (found, wanted)
+    )
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-12)
+
+
+def test_no_states_give_no_values():
+    weight = torch.randn(5, 3, requires_grad=True)
+    found = head_nll(lambda part: part @ weight.T, torch.zeros(0, 3), torch.zeros(0).long(), 4)
+    found.sum().backward()
+    assert found.shape == (0,)
+    assert float(weight.grad.abs().sum()) == 0.0
+
+
+def test_peak_memory_at_a_vocabulary_of_32k_is_at_most_half_of_naive():
+    """Bytes that torch allocated at once, forward and backward; the states are those of 2,048
+    tokens."""
+    torch.manual_seed(0)
+    states = torch.randn(2048, 64, requires_grad=True)
+    weight = torch.randn(32_768, 64, requires_grad=True)
+    labels = torch.randint(32_768, (2048,))
+
+    def head(part):
+        return part @ weight.T
+
+    def step(nll):
+        nll.mean().backward()
+        states.grad = weight.grad = None
+
+    naive = peak_bytes(
+        lambda: step(torch.nn.functional.cross_entropy(head(states), labels, reduction="none"))
+    )
+    chunked = peak_bytes(lambda: step(head_nll(head, states, labels, rows_per_chunk(32_768))))
+    logits = 2048 * 32_768 * 4
+    assert naive >= 2 * logits
+    assert chunked <= naive / 2
+    assert chunked < logits  # the whole logits never exist, not even once

@@ -12,12 +12,18 @@ from pipestill.pipelines.compile import COMPILED, compile_pipeline
 from pipestill.pipelines.hardware import PROFILES
 
 PAIRS = [(name, profile) for name in pipelines.PIPELINES for profile in PROFILES]
-HEAVY = ("teacher-label", "rationale-extract", "student-train", "evaluate")
-LIGHT = ("data-digest", "data-prep", "collect-rows", "report", "deploy")
+HEAVY = {
+    "distill_step_by_step": ("teacher-label", "rationale-extract", "student-train", "evaluate"),
+    "supervised_tuning": ("supervised-tune", "evaluate-tuned"),
+}
+LIGHT = {
+    "distill_step_by_step": ("data-digest", "data-prep", "collect-rows", "report", "deploy"),
+    "supervised_tuning": ("data-digest", "data-prep", "report-tuned", "deploy-tuned"),
+}
 
 
-def load(profile: str) -> dict:
-    path = COMPILED / f"distill_step_by_step.{profile}.yaml"
+def load(name: str, profile: str) -> dict:
+    path = COMPILED / f"{name}.{profile}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
@@ -38,6 +44,7 @@ def test_no_file_is_left_over():
     assert {path.name for path in COMPILED.glob("*.yaml")} == expected
 
 
+@pytest.mark.parametrize("name", HEAVY)
 @pytest.mark.parametrize(
     ("profile", "machine", "region"),
     [
@@ -45,9 +52,9 @@ def test_no_file_is_left_over():
         ("tpu-v3-64", ("cloud-tpu", "TPU_V3", 64), "europe-west4"),
     ],
 )
-def test_heavy_steps_are_custom_jobs(profile, machine, region):
-    spec = load(profile)
-    for step in HEAVY:
+def test_heavy_steps_are_custom_jobs(name, profile, machine, region):
+    spec = load(name, profile)
+    for step in HEAVY[name]:
         inputs = spec["components"][f"comp-{step}"]["inputDefinitions"]["parameters"]
         (pool,) = inputs["worker_pool_specs"]["defaultValue"]
         asked = pool["machine_spec"]
@@ -63,10 +70,10 @@ def test_heavy_steps_are_custom_jobs(profile, machine, region):
         assert container["command"][-1].endswith("custom_job.launcher")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_light_steps_are_plain_tasks_with_requests(profile):
-    executors = load(profile)["deploymentSpec"]["executors"]
-    for step in LIGHT:
+@pytest.mark.parametrize(("name", "profile"), PAIRS)
+def test_light_steps_are_plain_tasks_with_requests(name, profile):
+    executors = load(name, profile)["deploymentSpec"]["executors"]
+    for step in LIGHT[name]:
         container = executors[f"exec-{step}"]["container"]
         assert container["image"].startswith("pipestill/cpu:")
         assert container["resources"]["resourceCpuLimit"] == "4"
@@ -79,28 +86,28 @@ def tasks(spec: dict):
         yield from component.get("dag", {}).get("tasks", {}).items()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_caching_rests_on_the_digest(profile):
-    spec = load(profile)
+@pytest.mark.parametrize(("name", "profile"), PAIRS)
+def test_caching_rests_on_the_digest(name, profile):
+    spec = load(name, profile)
     groups = ("for-loop", "condition", "deploy-student")
-    for name, task in tasks(spec):
-        if not name.startswith(groups):
+    for task_name, task in tasks(spec):
+        if not task_name.startswith(groups):
             caches = task["cachingOptions"].get("enableCache", False)
-            assert caches is (name != "data-digest"), name
+            assert caches is (task_name != "data-digest"), task_name
     keyed = [
-        name
-        for name, component in spec["components"].items()
+        step
+        for step, component in spec["components"].items()
         if "cache_key" in component.get("inputDefinitions", {}).get("parameters", {})
     ]
-    assert keyed == sorted(f"comp-{step}" for step in ("data-prep", *HEAVY))
+    assert keyed == sorted(f"comp-{step}" for step in ("data-prep", *HEAVY[name]))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_no_surprise_for_the_platform(profile):
-    spec = load(profile)
+@pytest.mark.parametrize(("name", "profile"), PAIRS)
+def test_no_surprise_for_the_platform(name, profile):
+    spec = load(name, profile)
     assert "defaultPipelineRoot" not in spec
-    for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
-        assert "{{$" not in json.dumps(parameter), name
+    for key, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
+        assert "{{$" not in json.dumps(parameter), key
 
 
 def test_images_from_ones_own_registry(tmp_path):

@@ -1,7 +1,9 @@
-"""`pipestill data check` and `pipestill data convert`."""
+"""`pipestill data check`, `pipestill data convert` and `pipestill data audit`."""
 
 import argparse
+import dataclasses
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +16,17 @@ if TYPE_CHECKING:
     from pipestill.data.rows import Row
 
 GOOD, BAD_ROWS = 0, 2
+TASKS = ("text", "chat", "code")
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 # Repeated here because help must not import the library; a test compares the two.
 FORMATS = (
-    "auto, jsonl, json, csv, parquet, dss_cqa, dss_esnli, dss_svamp, chat_messages, preference, "
-    "banking77, nl2bash, gsm8k"
+    "auto, jsonl, json, csv, parquet, dss_cqa, dss_esnli, dss_svamp, chat_messages, sgd_dialogue, "
+    "preference, banking77, nl2bash, gsm8k, humaneval"
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the two commands to the parser of `pipestill data`."""
+    """Adds the three commands to the parser of `pipestill data`."""
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="count the rows and name every bad one")
     _reading(check)
@@ -32,6 +36,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     convert = commands.add_parser("convert", help="write any format as JSON lines of ours")
     _reading(convert)
     convert.add_argument("out", metavar="OUT", help="JSON lines; bad rows go beside it")
+    audit = commands.add_parser(
+        "audit", help="show which tokens of the rows a model would be trained on, and check them"
+    )
+    _reading(audit)
+    audit.add_argument("--model", required=True, metavar="REF", help="whose tokenizer and template")
+    audit.add_argument("--task", default="text", choices=TASKS, help="how rows are written")
+    audit.add_argument("--instruction", default="", metavar="TEXT", help="before every input")
+    audit.add_argument("--max-context-length", default="1024", metavar="TOKENS", help="input limit")
+    audit.add_argument("--max-output-tokens", type=int, default=256, metavar="TOKENS")
+    audit.add_argument("--max-rows", type=int, default=10_000, metavar="N", help="0 = all")
 
 
 def _reading(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +70,37 @@ def main(args: argparse.Namespace) -> int:
     )
     if args.data_command == "check":
         return _check(args, config)
+    if args.data_command == "audit":
+        return _audit(args, config)
     return _convert(args, config)
+
+
+def _audit(args: argparse.Namespace, config: "DataConfig") -> int:
+    """Prints the sample also where the audit fails: it shows the row that was found wrong."""
+    from pipestill.config import TuneConfig
+    from pipestill.training.audit import Audit
+    from pipestill.training.supervised import audit_data
+
+    tuning = TuneConfig(
+        large_model_reference=args.model,
+        task=args.task,
+        instruction=args.instruction,
+        max_context_length=args.max_context_length,
+        max_output_tokens=args.max_output_tokens,
+    )
+    found = Audit()
+    try:
+        audit_data(args.uri, dataclasses.replace(config, max_rows=args.max_rows), tuning, found)
+    finally:
+        if found.samples:
+            marks = (GREEN, PLAIN) if sys.stdout.isatty() else ()
+            print(found.text(*marks))
+    facts = found.facts
+    print(
+        f"{facts['rows']} rows audited, {facts['loss_tokens']} tokens carry loss; "
+        f"{facts['unlabelled_rows']} without an answer and {facts['bad_rows']} bad ones left out"
+    )
+    return BAD_ROWS if facts["bad_rows"] else GOOD
 
 
 def _check(args: argparse.Namespace, config: "DataConfig") -> int:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipestill.data.convert_chat import chat_messages, preference
+from pipestill.data.convert_chat import chat_messages, preference, sgd_dialogue
 from pipestill.data.raw import RowProblem, missing
 
 Row = dict[str, Any]
@@ -129,15 +129,32 @@ def nl2bash(row: Mapping[str, Any]) -> list[Row]:
     return [{"input_text": text(row, "input_text"), "output_text": row.get("output_text")}]
 
 
+def humaneval(row: Mapping[str, Any]) -> list[Row]:
+    """HumanEval (Chen et al. 2021): prompt, canonical_solution, test and entry_point."""
+    entry = text(row, "entry_point")
+    if not entry.isidentifier():
+        raise RowProblem("entry_point", "wrong_type", entry)
+    return [
+        {
+            "input_text": text(row, "prompt"),
+            "output_text": row.get("canonical_solution"),
+            "tests": f"{text(row, 'test')}\n\ncheck({entry})\n",
+            "id": row.get("task_id"),
+        }
+    ]
+
+
 CONVERTERS: dict[str, Callable[[Mapping[str, Any]], list[Row]]] = {
     "dss_cqa": dss_cqa,
     "dss_esnli": dss_esnli,
     "dss_svamp": dss_svamp,
     "chat_messages": chat_messages,
+    "sgd_dialogue": sgd_dialogue,
     "preference": preference,
     "banking77": banking77,
     "nl2bash": nl2bash,
     "gsm8k": gsm8k,
+    "humaneval": humaneval,
 }
 
 # Fields by which a format that was not named can be recognised, most telling first.
@@ -150,6 +167,8 @@ MARKS = {
     "banking77": {"text", "category"},
     "dss_svamp": {"input", "label"},
     "nl2bash": {"invocation", "cmd"},
+    "humaneval": {"prompt", "canonical_solution"},
+    "sgd_dialogue": {"dialogue_id", "turns"},
 }
 
 

@@ -23,15 +23,44 @@ ROLES = {
 
 def chat_messages(row: Mapping[str, Any]) -> list[Row]:
     """One row per assistant turn: the conversation before it, then the reply as the label."""
-    context, turns = _turns(row)
+    return _replies(*_turns(row))
+
+
+def sgd_dialogue(row: Mapping[str, Any]) -> list[Row]:
+    """Schema-guided dialogue (Rastogi et al. 2020): turns with speaker USER or SYSTEM, utterance.
+
+    The system is the assistant. Its frames and service calls are left out.
+    """
+    if "turns" not in row:
+        raise missing("turns", row)
+    if not isinstance(row["turns"], list):
+        raise RowProblem("turns", "wrong_type", row["turns"])
+    names = {"USER": "user", "SYSTEM": "assistant"}
+    messages = [
+        {"role": names.get(str(turn.get("speaker"))), "content": turn.get("utterance")}
+        if isinstance(turn, dict)
+        else turn
+        for turn in row["turns"]
+    ]
+    return chat_messages({"messages": messages})
+
+
+def _replies(context: str, turns: list[tuple[str, str]]) -> list[Row]:
     rows: list[Row] = []
     for place, (role, content) in enumerate(turns):
         last_word = place == len(turns) - 1 and role == "user"
         if role == "assistant":
-            rows.append({"input_text": render(context, turns[:place]), "output_text": content})
+            rows.append(_before(context, turns[:place]) | {"output_text": content})
         elif last_word:
-            rows.append({"input_text": render(context, turns), "output_text": None})
+            rows.append(_before(context, turns) | {"output_text": None})
     return rows
+
+
+def _before(context: str, turns: list[tuple[str, str]]) -> Row:
+    """What the assistant answers to, as plain text and as messages."""
+    system = [("system", context)] if context else []
+    messages = [{"role": role, "content": content} for role, content in [*system, *turns]]
+    return {"input_text": render(context, turns), "messages": messages}
 
 
 def render(context: str, turns: list[tuple[str, str]]) -> str:

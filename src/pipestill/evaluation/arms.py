@@ -8,6 +8,7 @@ LABELS = {
     "label_then_rationale": "Label, then rationale",
     "label_only": "Label only",
     "shuffled": "Shuffled rationales",
+    "tuned": "Tuned",
     "base": "Untrained base",
     "teacher_recorded": "Teacher, recorded",
     "teacher_few_shot": "Teacher, few-shot",

@@ -76,7 +76,7 @@ def write_report(
             {"predictions": predictions_path, "training rows": training_rows_path},
         ),
     }
-    _write_text(page_path, render(context))
+    write_text(page_path, render(context))
     print(summary["verdict_sentence"])
     return str(summary["verdict"])
 
@@ -128,7 +128,7 @@ def _data_context(
     }
 
 
-def render(context: Mapping[str, Any]) -> str:
+def render(context: Mapping[str, Any], template: str = "report.html.j2") -> str:
     """The page from its context; every value that is not our own drawing is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -139,7 +139,7 @@ def render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template(template).render(context)
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -168,7 +168,8 @@ def read_rejects(path: str) -> list[Reject]:
     return list(read_jsonl(path, Reject)) if Path(path).exists() else []
 
 
-def _write_text(path: str, text: str) -> None:
+def write_text(path: str, text: str) -> None:
+    """Writes a page at once."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")

@@ -1,5 +1,7 @@
 """Cross-entropy of tokens, computed in full precision whatever the model computes in."""
 
+from collections.abc import Callable
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -12,7 +14,8 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Only positions that carry loss are expected here, so that a batch of T positions of which N
     count never makes T×V logits. Past `CHUNK_ELEMENTS` logits the work is done in chunks whose
-    soft-max is recomputed in the backward pass, so that no N×V fp32 tensor exists at once.
+    soft-max is recomputed in the backward pass, so that no N×V fp32 tensor exists at once. Where
+    the logits themselves would be too large, use `head_nll`.
 
     Args:
         logits: (N, V), any float type.
@@ -21,11 +24,44 @@ def token_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         (N,), differentiable in `logits`.
     """
-    rows = max(1, CHUNK_ELEMENTS // max(1, logits.shape[-1]))
-    if logits.shape[0] <= rows:
-        return _nll(logits, labels)
-    parts = zip(logits.split(rows), labels.split(rows), strict=True)
-    return torch.cat([checkpoint(_nll, a, b, use_reentrant=False) for a, b in parts])
+    return head_nll(_same, logits, labels, rows_per_chunk(logits.shape[-1]))
+
+
+def head_nll(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    rows: int,
+) -> torch.Tensor:
+    """Negative log-likelihood of every token, without N×V logits: the LM head runs in chunks.
+
+    The logits of a chunk live only while its log-likelihoods are made, and once more in the
+    backward pass. The head's gradient adds up over the chunks. One chunk is not recomputed.
+
+    Args:
+        head: (n, D) states → (n, V) logits; a pure function of the states and weights.
+        states: (N, D), what the LM head reads, at positions that carry loss.
+        labels: (N,), 0 <= label < V.
+        rows: states of one chunk, see `rows_per_chunk`.
+
+    Returns:
+        (N,) in fp32 (float64 stays float64), differentiable in `states` and the head's weights.
+    """
+
+    def nll(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return _nll(head(part), wanted)
+
+    if len(states) <= rows:
+        return nll(states, labels)
+    parts = zip(states.split(rows), labels.split(rows), strict=True)
+    return torch.cat(
+        [checkpoint(nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    )
+
+
+def rows_per_chunk(vocabulary: int) -> int:
+    """Rows of (rows, V) logits that make at most `CHUNK_ELEMENTS`; one at least."""
+    return max(1, CHUNK_ELEMENTS // max(1, vocabulary))
 
 
 def masked_mean_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -40,6 +76,10 @@ def masked_mean_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     kept = labels != IGNORED
     return token_nll(logits[kept], labels[kept]).sum() / kept.sum().clamp(min=1)
+
+
+def _same(logits: torch.Tensor) -> torch.Tensor:
+    return logits
 
 
 def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

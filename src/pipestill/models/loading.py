@@ -115,6 +115,31 @@ def load(reference: str, *, precision: str = "auto") -> Loaded:
     )
 
 
+def outline(reference: str) -> Loaded:
+    """Configuration and tokenizer of a model without its weights, which are not even read.
+
+    The model has every layer, on the ``meta`` device: it has shapes and computes nothing.
+
+    Raises:
+        UserError: as `load`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    tokenizer = load_tokenizer(reference)
+    source, revision = _split_revision(resolve_reference(reference))
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_revision(revision))
+        both = bool(config.is_encoder_decoder)
+        auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except Exception as error:
+        raise _load_error(reference, error) from error
+    size = sum(p.numel() for p in model.parameters())
+    return Loaded(model, tokenizer, both, "", size, 0)
+
+
 def _quiet_off_terminal() -> None:
     """Keeps the loader's progress bars out of logs, where every change would be a line."""
     from transformers.utils import logging

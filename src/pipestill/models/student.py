@@ -22,6 +22,8 @@ from pipestill.records import write_json
 
 INFO_FILE = "pipestill.json"
 DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS = 1024, 256
+# What of a description decides how a model is asked.
+ASKING = ("style", "instruction", "max_input_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,25 @@ class Student:
     info: Mapping[str, Any]
 
     @classmethod
-    def load(cls, reference_or_folder: str) -> "Student":
+    def load(cls, reference_or_folder: str, asked_like: Mapping[str, Any] = {}) -> "Student":
         """Loads a saved student, or any model as an untrained one.
+
+        Args:
+            reference_or_folder: what to load.
+            asked_like: the `info` of a tuned model; its style, instruction and limits hold instead
+                of this model's own, so that both read the same prompts.
 
         Raises:
             UserError: as `pipestill.models.loading.load`; ``STUDENT_UNREADABLE``.
         """
         described = _read_info(resolve_reference(reference_or_folder))
         loaded = load(reference_or_folder)
-        info = {**_default_info(loaded), **described}
-        loaded.model.generation_config = _plain_greedy(loaded)
+        borrowed = {name: asked_like[name] for name in ASKING if name in asked_like}
+        info = {**_default_info(loaded), **described, **borrowed}
         limits = int(info["max_input_tokens"]), int(info["max_output_tokens"])
-        return cls(loaded, renderer_for(loaded, *limits), info)
+        renderer = renderer_for(loaded, *limits, info)
+        loaded.model.generation_config = plain_greedy(loaded, renderer.end)
+        return cls(loaded, renderer, info)
 
     @property
     def parameters(self) -> int:
@@ -137,7 +146,13 @@ class Student:
 
 
 def save_student(
-    model: Any, tokenizer: Any, folder: str | Path, info: Mapping[str, Any], **files: str
+    model: Any,
+    tokenizer: Any,
+    folder: str | Path,
+    info: Mapping[str, Any],
+    *,
+    adapter: Path | None = None,
+    **files: str,
 ) -> None:
     """Writes a student's folder at once: safetensors, tokenizer and `pipestill.json`.
 
@@ -146,6 +161,7 @@ def save_student(
         tokenizer: its tokenizer.
         folder: where to; a folder that is there is replaced.
         info: objective, limits and origin; prefixes and the digest are added.
+        adapter: a folder of LoRA adapters, kept as ``adapter/``.
         files: more text files for the folder; ``train_log="…"`` becomes ``train_log.jsonl``.
     """
     target = Path(folder)
@@ -160,8 +176,10 @@ def save_student(
         write_json(
             work / INFO_FILE, {**info, "prefixes": PREFIXES, "digest": folder_fingerprint(work)}
         )
-        for path in work.iterdir():
-            path.chmod(0o644)  # the writer of safetensors makes them private; servers must read
+        if adapter is not None:
+            shutil.copytree(adapter, work / "adapter")
+        for path in work.rglob("*"):  # the writer of safetensors makes them private; servers read
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _move(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -175,8 +193,13 @@ def _move(work: Path, target: Path) -> None:
         os.rename(work, target)
     except OSError:
         target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(work.iterdir(), key=lambda p: p.name == INFO_FILE):
-            shutil.copyfile(path, target / path.name)
+        for path in sorted(work.rglob("*"), key=lambda p: p.name == INFO_FILE):
+            place = target / path.relative_to(work)
+            if path.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
 
 
 def _read_info(source: str) -> dict[str, Any]:
@@ -202,13 +225,16 @@ def _default_info(loaded: Loaded) -> dict[str, Any]:
     return {"objective": "none", **limits}
 
 
-def _plain_greedy(loaded: Loaded) -> Any:
-    """Greedy settings that keep the model's special ids and none of its sampling habits."""
+def plain_greedy(loaded: Loaded, end: int) -> Any:
+    """Greedy settings that keep the model's special ids and none of its sampling habits.
+
+    `end` is the id that closes what the model was taught to write; generation stops there too.
+    """
     from transformers import GenerationConfig
 
     old = loaded.model.generation_config
     listed = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
-    ends = {*listed, loaded.tokenizer.eos_token_id} - {None}
+    ends = {*listed, loaded.tokenizer.eos_token_id, end} - {None}
     return GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -46,7 +46,7 @@ def model_card(
     }
     parts = [
         f"# {_line(facts['display_name'])}",
-        "A student distilled by pipestill.",
+        "A model tuned by pipestill." if "task" in info else "A student distilled by pipestill.",
         _table(rows.items()),
         "## Held-out accuracy",
         _accuracy(facts["objective"], summary),

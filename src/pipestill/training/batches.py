@@ -4,6 +4,7 @@ Order depends on rows, batch size and seed alone, never on the objective, so tha
 comparison see the same examples in the same steps.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,20 +81,31 @@ def order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> Ite
 
     Every epoch is a new permutation, taken in windows of eight batches; a window is sorted by
     length, cut into batches, and the batches are shuffled. So a batch holds rows of similar length
-    and the sequence of lengths stays random. The few rows past the last whole batch of an epoch
-    wait for another epoch.
+    and the sequence of lengths stays random. Where the rows are no multiple of the batch size, the
+    last rows of an epoch open the next one's first batch: every row comes exactly once an epoch.
     """
     dice = random.Random(seed)  # noqa: S311
-    batch_size = min(batch_size, len(lengths))
-    done = 0
-    while done < steps:
+    return itertools.islice(_batches(lengths, min(batch_size, len(lengths)), dice), steps)
+
+
+def _batches(lengths: Sequence[int], size: int, dice: random.Random) -> Iterator[list[int]]:
+    """Batches without end."""
+    left: list[int] = []
+    while True:
         rows = list(range(len(lengths)))
         dice.shuffle(rows)
-        for batch in _epoch(rows[: len(rows) - len(rows) % batch_size], lengths, batch_size, dice):
-            yield batch
-            done += 1
-            if done == steps:
-                return
+        if left:
+            first = _without(rows, left)[: size - len(left)]
+            yield left + first
+            rows = _without(rows, first)
+        whole = len(rows) - len(rows) % size
+        yield from _epoch(rows[:whole], lengths, size, dice)
+        left = rows[whole:]
+
+
+def _without(rows: list[int], dropped: list[int]) -> list[int]:
+    gone = set(dropped)
+    return [row for row in rows if row not in gone]
 
 
 def _epoch(

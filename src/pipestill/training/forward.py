@@ -1,38 +1,48 @@
 """From sequences to the log-likelihood of their target tokens, for both architectures.
 
-All tasks of a step go through one forward pass. Two things make that cheap: the LM head sees only
-the positions that carry loss, and an encoder-decoder's decoder runs over short and long targets
-apart (labels have 2 to 5 tokens, rationales 20 to 100), so that labels are not padded to the
-length of rationales. Neither changes a value.
+All tasks of a step go through one forward pass. Three things make that cheap: the LM head sees only
+the positions that carry loss, and those in chunks; an encoder-decoder's decoder runs over short and
+long targets apart (labels have 2 to 5 tokens, rationales 20 to 100), so that labels are not padded
+to the length of rationales; and a decoder-only model may take several examples in one row
+(`pipestill.training.packing`). None of them changes a value.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipestill.losses.common import token_nll
+from pipestill.losses.common import head_nll, rows_per_chunk
 from pipestill.training.batches import Encoded, gather, groups_of
 
 WORTH_SPLITTING = 0.8  # the decoder runs twice where that leaves less than this share of its tokens
+LEAST_SAVED = 64  # and saves this many; a second run costs one more gradient of the embedding
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a forward pass needs to know of the model. `autocast` is a torch dtype or None."""
+    """What a forward pass needs to know of the model. `autocast` is a torch dtype or None.
+
+    `may_split` is false where several processes compute together: sharded layers have to run as
+    often in each of them, and the lengths in one share may be worth two decoder runs and those in
+    another one. `packed` is the length of a row that several examples share; 0 for one a row.
+    """
 
     is_encoder_decoder: bool
     pad: int
     start: int
     device: str
     autocast: Any = None
+    may_split: bool = True
+    packed: int = 0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of the batch that the decoder runs over together.
+    """Sequences of the batch that the decoder runs over together; `rows` says how many.
 
     `positions` are flat indices into (rows × length) hidden states; the state at ``positions[i]``
-    predicts ``labels[i]``, which belongs to row ``row[i]`` of the piece and to ``group[i]``.
+    predicts ``labels[i]``, which belongs to sequence ``row[i]`` of the piece and to ``group[i]``.
     """
 
     rows: int
@@ -78,30 +88,58 @@ def collate(data: Encoded, sequences: Sequence[int], shape: Shape) -> Batch:
 
     chosen = torch.tensor(sequences)
     chosen = chosen[data.target_length[chosen].argsort(stable=True)]
-    return (
-        _encoder_decoder(data, chosen, shape)
-        if shape.is_encoder_decoder
-        else _decoder(data, chosen, shape)
-    )
+    if shape.is_encoder_decoder:
+        return _encoder_decoder(data, chosen, shape)
+    if shape.packed:
+        from pipestill.training.packing import packed_piece
+
+        return Batch({}, (packed_piece(data, chosen, shape),))
+    return _decoder(data, chosen, shape)
 
 
 def batch_nll(model: Any, batch: Batch, shape: Shape) -> Any:
-    """(N,) negative log-likelihood of every target token, with its graph."""
+    """(N,) negative log-likelihood of every target token, with its graph.
+
+    More logits than `pipestill.losses.common.CHUNK_ELEMENTS` never exist at once.
+    """
     import torch
 
-    parts = [token_nll(logits, piece.labels) for piece, logits in batch_logits(model, batch, shape)]
+    parts = []
+    rows = rows_per_chunk(vocabulary(model))
+    with _autocast(shape):
+        for piece, inputs in _inputs(model, batch):
+            if len(piece.labels) <= rows or not has_body(model):
+                logits = position_logits(model, inputs, piece.positions)
+                parts.append(head_nll(_same, logits, piece.labels, rows))
+            else:
+                states = position_states(model, inputs, piece.positions)
+                parts.append(head_nll(head_of(model), states, piece.labels, rows))
     return torch.cat(parts)
 
 
 def batch_logits(model: Any, batch: Batch, shape: Shape) -> Iterator[tuple[Piece, Any]]:
-    """Every piece with the (N, V) logits at its positions."""
-    import torch
+    """Every piece with all of its (N, V) logits; `batch_chunks` needs less memory."""
+    with _autocast(shape):
+        for piece, inputs in _inputs(model, batch):
+            yield piece, position_logits(model, inputs, piece.positions)
 
-    kind = torch.device(shape.device).type
-    with torch.autocast(kind, shape.autocast, enabled=shape.autocast is not None):
-        states = _encoded(model, batch)
-        for piece, encoded in zip(batch.pieces, states, strict=True):
-            yield piece, position_logits(model, {**piece.inputs, **encoded}, piece.positions)
+
+def batch_chunks(model: Any, batch: Batch, shape: Shape) -> Iterator[tuple[Piece, Any, Any]]:
+    """The batch in chunks of logits that are freed before the next; for use without gradients.
+
+    Yields:
+        A piece, a slice of its ``positions``, and the (n, V) logits there.
+    """
+    if not has_body(model):
+        for piece, logits in batch_logits(model, batch, shape):
+            yield piece, slice(None), logits
+        return
+    head, rows = head_of(model), rows_per_chunk(vocabulary(model))
+    with _autocast(shape):
+        for piece, inputs in _inputs(model, batch):
+            states = position_states(model, inputs, piece.positions)
+            for start in range(0, len(states), rows):
+                yield piece, slice(start, start + rows), head(states[start : start + rows])
 
 
 def position_logits(model: Any, inputs: dict[str, Any], positions: Any) -> Any:
@@ -115,15 +153,61 @@ def position_logits(model: Any, inputs: dict[str, Any], positions: Any) -> Any:
         (N, V) logits in the model's type.
     """
 
-    def choose(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = arguments[0].flatten(0, 1).index_select(0, positions)
-        return (states[None], *arguments[1:])
+    def choose(states: Any) -> Any:
+        return states.flatten(0, 1).index_select(0, positions)[None]
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
-    try:
+    with _head_reads(model, choose):
         return model(**inputs, use_cache=False).logits[0]
-    finally:
-        handle.remove()
+
+
+def position_states(model: Any, inputs: dict[str, Any], positions: Any) -> Any:
+    """(N, D): what the LM head would read at flat `positions`. The head itself runs over nothing.
+
+    T5's scaling, which comes before the head, is in the states; what comes after it is not.
+    """
+    found = []
+
+    def keep(states: Any) -> Any:
+        found.append(states.flatten(0, 1).index_select(0, positions))
+        return states[:1, :0]
+
+    with _head_reads(model, keep):
+        model(**inputs, use_cache=False)
+    return found[0]
+
+
+def head_of(model: Any) -> Callable[[Any], Any]:
+    """The model's LM head with all that the model does after it: (n, D) states → (n, V) logits.
+
+    It calls the model itself, with the body below the head taken out for the moment, so that soft
+    caps, scalings and biases are the model's own code, as in `position_logits`.
+    """
+    import torch
+
+    body = _body(model)
+
+    def head(states: Any) -> Any:
+        nothing = states.new_zeros(1, 1, states.shape[-1])
+        token = torch.zeros(1, 1, dtype=torch.long, device=states.device)
+        if model.config.is_encoder_decoder:
+            inputs = {"encoder_outputs": (nothing,), "decoder_input_ids": token}
+        else:
+            inputs = {"input_ids": token}
+        with _head_reads(model, lambda _: states[None]), _replaced(body, nothing):
+            return model(**inputs, use_cache=False).logits[0]
+
+    return head
+
+
+def has_body(model: Any) -> bool:
+    """Whether the LM head stands apart from the rest; where not, it cannot run in chunks."""
+    return _body(model) is not model
+
+
+def vocabulary(model: Any) -> int:
+    """V, as far as the LM head writes it (a padded vocabulary counts whole)."""
+    head = model.get_output_embeddings()
+    return int(getattr(head, "out_features", 0) or model.config.get_text_config().vocab_size)
 
 
 def split_point(lengths: Sequence[int]) -> int:
@@ -131,8 +215,88 @@ def split_point(lengths: Sequence[int]) -> int:
     total = len(lengths)
     sizes = [k * lengths[k - 1] + (total - k) * lengths[-1] for k in range(1, total)]
     best = min(range(len(sizes)), key=sizes.__getitem__, default=0)
-    worth = sizes and sizes[best] < WORTH_SPLITTING * total * lengths[-1]
+    padded = total * lengths[-1]
+    worth = sizes and sizes[best] <= min(WORTH_SPLITTING * padded, padded - LEAST_SAVED)
     return best + 1 if worth else 0
+
+
+class _Nothing:
+    """What a body gave, for the code around the LM head: one state, and None for all else."""
+
+    def __init__(self, states: Any) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _body(model: Any) -> Any:
+    """The module whose output the LM head reads."""
+    return model.get_decoder() if model.config.is_encoder_decoder else model.base_model
+
+
+@contextlib.contextmanager
+def _replaced(body: Any, states: Any) -> Iterator[None]:
+    """While inside, calls of `body` give `states` and compute nothing."""
+    own = vars(body).get("forward")
+    body.forward = lambda *_, **__: _Nothing(states)
+    try:
+        yield
+    finally:
+        if own is None:
+            del body.forward
+        else:
+            body.forward = own
+
+
+@contextlib.contextmanager
+def _head_reads(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+    """While inside, the LM head reads ``change(states)``."""
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, arguments: (change(arguments[0]), *arguments[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _same(logits: Any) -> Any:
+    return logits
+
+
+def _autocast(shape: Shape) -> Any:
+    import torch
+
+    kind = torch.device(shape.device).type
+    return torch.autocast(kind, shape.autocast, enabled=shape.autocast is not None)
+
+
+def _inputs(model: Any, batch: Batch) -> Iterator[tuple[Piece, dict[str, Any]]]:
+    """Every piece with all inputs of the model."""
+    for piece, encoded in zip(batch.pieces, _encoded(model, batch), strict=True):
+        yield piece, _with_mask(model, {**piece.inputs, **encoded})
+
+
+def _with_mask(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Gives a mask over pairs of positions the form that the model's attention reads.
+
+    SDPA takes it as it is; flash attention takes none, because transformers finds the examples by
+    their position ids; everything else adds it to its scores.
+    """
+    import torch
+
+    mask, kind = inputs.get("attention_mask"), str(model.config._attn_implementation)
+    if mask is None or mask.dim() < 4 or kind == "sdpa":
+        return inputs
+    if "flash" in kind:
+        return {name: value for name, value in inputs.items() if name != "attention_mask"}
+    added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
+    return {**inputs, "attention_mask": added.masked_fill_(~mask, torch.finfo(model.dtype).min)}
 
 
 def _encoded(model: Any, batch: Batch) -> Iterator[dict[str, Any]]:
@@ -151,7 +315,7 @@ def _encoder_decoder(data: Encoded, chosen: Any, shape: Shape) -> Batch:
         data.source, data.source_start[chosen], data.source_length[chosen], shape.pad
     )
     encoder = {"input_ids": ids.to(shape.device), "attention_mask": real.long().to(shape.device)}
-    first = split_point(data.target_length[chosen].tolist())
+    first = split_point(data.target_length[chosen].tolist()) if shape.may_split else 0
     parts = [chosen[:first], chosen[first:]] if first else [chosen]
     return Batch(encoder, tuple(_decoder_piece(data, part, shape) for part in parts))
 

@@ -4,7 +4,10 @@ Everything random follows from the seed and the step, or lies in the checkpoint,
 ends with the weights of an uninterrupted one.
 """
 
+import dataclasses
+import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,14 +16,19 @@ from typing import Any
 
 from pipestill.config import TrainConfig
 from pipestill.errors import WorkError
+from pipestill.training import xla
 from pipestill.training.batches import order
+from pipestill.training.checkpoint import KEPT
+from pipestill.training.distributed import SEED_STRIDE, all_sum, any_of, current, reshard, wrap
 from pipestill.training.learning_rate import scale
-from pipestill.training.progress import Display, Progress
-from pipestill.training.resume import copy_into, resume, save, weights_of
-from pipestill.training.step import Job, accumulate, validate
+from pipestill.training.progress import Display, Progress, speed
+from pipestill.training.resume import copy_into, gathered, resume, save, weights_of
+from pipestill.training.step import Job, Sums, accumulate, validate
+from pipestill.training.stop import Stopped, stop_requests
 
 PATIENCE = 3  # evaluations without a better validation loss before a run stops early
 LOG_POINTS = 20  # entries of the training log, at least
+NAMED_ROWS = 64  # row ids in an error message, at most
 
 
 @dataclass
@@ -34,40 +42,44 @@ class Run:
 
 
 def fit(
-    job: Job, folder: Path | None, on_step: Callable[[Progress], None] | None = None
+    job: Job,
+    folder: str | Path | None,
+    on_step: Callable[[Progress], None] | None = None,
+    *,
+    keep: int = KEPT,
 ) -> tuple[Progress, int]:
     """Trains `job.model` in place and leaves the best validated weights in it.
 
+    Where this process has joined others (`pipestill.training.distributed.join`), all of them call
+    this with the same job; the weights are then left in the first process only.
+
     Args:
         job: model, data and settings.
-        folder: where checkpoints of this run lie; None for no checkpoints.
+        folder: where checkpoints of this run lie, a path or a URL; None for no checkpoints.
         on_step: called after every step, after its checkpoint.
+        keep: how many checkpoints are kept.
 
     Returns:
         The progress at the end, and the step that was resumed from (0 where none was).
 
     Raises:
-        WorkError: ``LOSS_NOT_FINITE``.
+        UserError: ``STATE_DIR_UNWRITABLE``.
+        WorkError: ``LOSS_NOT_FINITE``, ``CHECKPOINT_NOT_WRITTEN``, ``CHECKPOINTS_UNREADABLE``.
+        Stopped: SIGTERM came and the checkpoint is written.
     """
     import torch
 
     device = job.model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(job.seed)
-        optimizer = make_optimizer(job.model, job.config.weight_decay)
-        run = Run(job, optimizer, *resume(job.model, optimizer, folder))
+        spread = _spread(job)
+        torch.manual_seed(job.seed + SEED_STRIDE * spread.world.rank)
+        optimizer = make_optimizer(spread.model, job.config.weight_decay)
+        run = Run(spread, optimizer, *resume(spread.model, optimizer, folder, spread.world))
         resumed = run.progress.step
-        job.model.train()
-        with Display(job.config.train_steps, resumed) as display:
-            for rows in _remaining(run):
-                _one_step(run, rows)
-                display.show(run.progress)
-                _keep(run, folder)
-                if on_step:
-                    on_step(run.progress)
-    if run.best:
-        copy_into(job.model, run.best)
-    job.model.eval()
+        if resumed:
+            _say(run, f"going on from step {resumed}, whose checkpoint lies in {folder}")
+        _train(run, folder, on_step, keep)
+    _finish(run, job)
     return run.progress, resumed
 
 
@@ -75,12 +87,13 @@ def make_optimizer(model: Any, weight_decay: float) -> Any:
     """AdamW; vectors (norms, biases) are not decayed."""
     import torch
 
-    weights = list(model.parameters())
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in weights if w.dim() > 1], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+    fused = model.device.type in ("cpu", "cuda")
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=fused)
 
 
 def log_interval(config: TrainConfig) -> int:
@@ -88,15 +101,56 @@ def log_interval(config: TrainConfig) -> int:
     return max(1, min(config.evaluation_interval, config.train_steps // LOG_POINTS))
 
 
+def _spread(job: Job) -> Job:
+    """The job over all processes that this one has joined, or on TPUs; else the same job."""
+    world = current()
+    if xla.wanted():
+        shape = dataclasses.replace(job.shape, device=xla.DEVICE)
+        return dataclasses.replace(job, model=xla.placed(job.model), shape=shape)
+    if world.size == 1:
+        return job
+    root = wrap(job.model, world)
+    shape = dataclasses.replace(job.shape, device=world.device, may_split=False)
+    return dataclasses.replace(job, model=root.inner, root=root, world=world, shape=shape)
+
+
+def _train(
+    run: Run, folder: str | Path | None, on_step: Callable[[Progress], None] | None, keep: int
+) -> None:
+    """All steps that are still to do."""
+    config, world = run.job.config, run.job.world
+    run.job.model.train()
+    with (
+        Display(config.train_steps, run.progress.step, quiet=not world.is_main) as display,
+        stop_requests(folder is not None) as asked,
+    ):
+        for rows in _remaining(run):
+            _one_step(run, rows)
+            display.show(run.progress)
+            stopping = folder is not None and any_of(asked.is_set(), world)
+            if folder and (stopping or _checkpoint_due(run)):
+                _keep(run, folder, keep)
+            if on_step:
+                on_step(run.progress)
+            if stopping:
+                _say(
+                    run,
+                    f"stopped by SIGTERM after step {run.progress.step}, whose checkpoint lies in "
+                    f"{folder}: start the same run again to go on",
+                )
+                raise Stopped
+
+
 def _remaining(run: Run) -> Iterator[list[int]]:
     """The rows of every step that is still to do."""
-    config = run.job.config
-    steps = order(run.job.lengths, config.batch_size, config.train_steps, run.job.seed)
-    for number, rows in enumerate(steps, 1):
+    for rows in itertools.islice(_steps(run.job), run.progress.step, None):
         if run.progress.stopped:
             return
-        if number > run.progress.step:
-            yield rows
+        yield rows
+
+
+def _steps(job: Job) -> Iterator[list[int]]:
+    return order(job.lengths, job.config.batch_size, job.config.train_steps, job.seed)
 
 
 def _one_step(run: Run, rows: list[int]) -> None:
@@ -108,7 +162,9 @@ def _one_step(run: Run, rows: list[int]) -> None:
     _update(run, rows, rate)
     last = progress.step == config.train_steps
     if last or progress.step % log_interval(config) == 0:
-        progress.log.append(_summed(progress, rate))
+        _log(run, rate, begun)
+    else:
+        progress.window_seconds += time.perf_counter() - begun
     due = last or progress.step % config.evaluation_interval == 0
     if due and run.job.validation is not None:
         _evaluate(run)
@@ -123,56 +179,119 @@ def _update(run: Run, rows: list[int], rate: float) -> None:
         group["lr"] = rate
     sums = accumulate(run.job, rows)
     limit = run.job.config.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(run.job.model.parameters(), limit, foreach=True)
+    foreach = True if run.optimizer.defaults["fused"] else None  # neither is there for XLA
+    norm = torch.nn.utils.clip_grad_norm_(run.job.model.parameters(), limit, foreach=foreach)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    run.progress.window.append(
-        [sums.label_nll, sums.rationale_nll, sums.label_count, sums.rationale_count, norm]
-    )
-    run.progress.label_tokens += sums.label_count
-    run.progress.rationale_tokens += sums.rationale_count
-    run.progress.input_tokens += sums.input_count
+    if xla.wanted():
+        xla.run_step()
+    _note(run, sums, norm)
 
 
-def _summed(progress: Progress, rate: float) -> dict[str, Any]:
-    """The log entry of the steps since the last one; empties the window."""
+def _note(run: Run, sums: Sums, norm: Any) -> None:
+    """Adds the step to the window, still on the device: reading a value would wait for it."""
+    import torch
+
+    progress, world = run.progress, run.job.world
+    label, rationale = sums.label_nll, sums.rationale_nll
+    if world.size > 1:
+        pair = [torch.as_tensor(value, device=world.device).float() for value in (label, rationale)]
+        label, rationale = all_sum(torch.stack(pair), world)
+        norm = norm.full_tensor()
+    progress.window.append([label, rationale, sums.label_count, sums.rationale_count, norm])
+    progress.label_tokens += sums.label_count
+    progress.rationale_tokens += sums.rationale_count
+    progress.input_tokens += sums.input_count
+    progress.window_tokens += sums.label_count + sums.rationale_count + sums.input_count
+    progress.window_flops += sums.flops
+
+
+def _log(run: Run, rate: float, begun: float) -> None:
+    """Adds the log entry of the steps since the last one, and empties the window."""
+    progress = run.progress
+    _check_finite(run)
     label, rationale, labels, rationales, norm = (
         sum(map(float, column)) for column in zip(*progress.window, strict=True)
     )
-    steps, progress.window = len(progress.window), []
-    if not math.isfinite(label + rationale + norm):
+    progress.window_seconds += time.perf_counter() - begun  # now that the device has finished
+    progress.log.append(
+        {
+            "step": progress.step,
+            "label_loss": label / labels if labels else None,
+            "rationale_loss": rationale / rationales if rationales else None,
+            "grad_norm": norm / len(progress.window),
+            "learning_rate": rate,
+            **speed(progress, run.job.shape.device, run.job.world.size),
+        }
+    )
+    progress.window, progress.window_tokens = [], 0
+    progress.window_seconds = progress.window_flops = 0.0
+
+
+def _check_finite(run: Run) -> None:
+    """Stops at the first step of the window whose loss or gradient is no number.
+
+    Called where the values are read anyway, before a log entry and before a checkpoint, so that no
+    step waits for the device because of it and no checkpoint holds broken weights.
+    """
+    progress = run.progress
+    for back, (label, rationale, _, _, norm) in enumerate(progress.window):
+        if math.isfinite(float(label) + float(rationale) + float(norm)):
+            continue
+        step = progress.step - len(progress.window) + 1 + back
+        rows = next(itertools.islice(_steps(run.job), step - 1, None))
         raise WorkError(
             "LOSS_NOT_FINITE",
-            f"step {progress.step}: the loss or its gradient is not a finite number",
-            "lower learning_rate_multiplier, or set precision to fp32",
+            f"step {step}: the loss or its gradient is not a finite number; "
+            f"its rows: {_named(run.job, rows)}",
+            "look at these rows, lower learning_rate_multiplier, or set precision to fp32",
         )
-    return {
-        "step": progress.step,
-        "label_loss": label / labels if labels else None,
-        "rationale_loss": rationale / rationales if rationales else None,
-        "grad_norm": norm / steps,
-        "learning_rate": rate,
-    }
+
+
+def _named(job: Job, rows: list[int]) -> str:
+    names = [job.ids[row] if job.ids else f"training row {row}" for row in rows[:NAMED_ROWS]]
+    more = len(rows) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def _evaluate(run: Run) -> None:
     """Validates, notes it in the log, and keeps the weights if they are the best so far."""
-    progress = run.progress
-    loss, accuracy = validate(run.job)
+    progress, job = run.progress, run.job
+    loss, accuracy = validate(job)
+    reshard(job.root)
     if not progress.log or progress.log[-1]["step"] != progress.step:
         progress.log.append({"step": progress.step})
     progress.log[-1].update({"val_label_loss": loss, "val_label_accuracy": accuracy})
     if loss < progress.best_loss:
         progress.best_step, progress.best_loss = progress.step, loss
         progress.best_accuracy, progress.stale = accuracy, 0
-        run.best = {n: v.detach().cpu().clone() for n, v in weights_of(run.job.model).items()}
+        run.best = gathered(weights_of(job.model), job.world)
     else:
         progress.stale += 1
-        progress.stopped = run.job.config.enable_early_stopping and progress.stale >= PATIENCE
+        progress.stopped = job.config.enable_early_stopping and progress.stale >= PATIENCE
 
 
-def _keep(run: Run, folder: Path | None) -> None:
-    """Writes a checkpoint where one is due; the last step needs none."""
+def _checkpoint_due(run: Run) -> bool:
+    """At every interval; the last step needs none."""
     step, config = run.progress.step, run.job.config
-    if folder and step < config.train_steps and step % config.checkpoint_interval == 0:
-        save(run.job.model, run.optimizer, folder, run.progress, run.best)
+    return step < config.train_steps and step % config.checkpoint_interval == 0
+
+
+def _keep(run: Run, folder: str | Path, keep: int) -> None:
+    _check_finite(run)
+    save(run.job.model, run.optimizer, folder, run.progress, run.best, run.job.world, keep)
+
+
+def _say(run: Run, text: str) -> None:
+    if run.job.world.is_main:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _finish(run: Run, job: Job) -> None:
+    """Leaves the best validated weights, or where none were validated the last, in `job.model`."""
+    weights = run.best
+    if run.job.model is not job.model and not run.progress.best_step:
+        weights = gathered(weights_of(run.job.model), run.job.world)
+    if weights:
+        copy_into(job.model, weights)
+    job.model.eval()

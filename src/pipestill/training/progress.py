@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipestill.training.flops import mfu
+
 
 @dataclass
 class Progress:
@@ -22,16 +24,19 @@ class Progress:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     window: list[list[float]] = field(default_factory=list)
+    window_tokens: int = 0
+    window_seconds: float = 0.0
+    window_flops: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Display:
     """Shows a `Progress` on stderr."""
 
-    def __init__(self, steps: int, done: int) -> None:
-        self._steps, self._seen = steps, 0
+    def __init__(self, steps: int, done: int, *, quiet: bool = False) -> None:
+        self._steps, self._quiet = steps, quiet
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             from tqdm import tqdm
 
             self._bar = tqdm(total=steps, initial=done, unit="step", desc="train")
@@ -47,7 +52,7 @@ class Display:
         """Called after every step."""
         if self._bar is not None:
             self._bar.update(1)
-        if not progress.log or progress.log[-1]["step"] != progress.step:
+        if self._quiet or not progress.log or progress.log[-1]["step"] != progress.step:
             return
         text = entry_text(progress)
         if self._bar is not None:
@@ -56,12 +61,30 @@ class Display:
             print(f"step {progress.step}/{self._steps}  {text}", file=sys.stderr, flush=True)
 
 
+def speed(progress: Progress, device: str, chips: int) -> dict[str, float]:
+    """What was done a second since the last log entry, validation and checkpoints not counted.
+
+    Tokens of inputs and targets without padding; the model's floating-point operations over all
+    processes; and where the device's peak is known, the share of it (MFU).
+    """
+    seconds = max(progress.window_seconds, 1e-9)
+    found = {
+        "tokens_per_second": round(progress.window_tokens / seconds, 1),
+        "model_flops_per_second": round(progress.window_flops / seconds),
+    }
+    share = mfu(progress.window_flops, seconds, device, chips)
+    return found if share is None else {**found, "mfu": round(share, 4)}
+
+
 def entry_text(progress: Progress) -> str:
-    """The newest log entry in words, with the speed in target and input tokens a second."""
-    tokens = progress.input_tokens + progress.label_tokens + progress.rationale_tokens
-    parts = [
-        f"{name.replace('_', ' ')} {value:.4g}"
-        for name, value in progress.log[-1].items()
-        if name != "step" and value is not None
-    ]
-    return "  ".join([*parts, f"{tokens / max(progress.seconds, 1e-9):,.0f} tokens/s"])
+    """The newest log entry in words."""
+    entry = {name: value for name, value in progress.log[-1].items() if name != "step"}
+    return "  ".join(
+        f"{name.replace('_', ' ')} {_short(value)}"
+        for name, value in entry.items()
+        if value is not None
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if value < 1e4 or value >= 1e9 else f"{value:,.0f}"

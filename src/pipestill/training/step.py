@@ -1,22 +1,33 @@
 """The work of one step, exact over micro-batches, and the validation of the label task."""
 
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipestill.config import TrainConfig
-from pipestill.losses.dss import LABEL, dss_loss
+from pipestill.losses.dss import LABEL, RATIONALE, dss_loss
 from pipestill.training.batches import Encoded
-from pipestill.training.forward import Shape, batch_logits, batch_nll, collate
+from pipestill.training.distributed import ALONE, World, all_sum, share
+from pipestill.training.flops import Costs, costs_of, flops_of_step
+from pipestill.training.forward import Batch, Shape, batch_chunks, batch_nll, collate
 
-# Padded tokens of one forward pass. A larger step is accumulated, with an equal result.
+# Padded tokens of one forward pass. A larger step is accumulated, with an equal result. On a CPU
+# small passes are the faster ones: less padding, and activations that stay in the cache.
 TOKENS_PER_FORWARD = 32_768
+TOKENS_PER_FORWARD_CPU = 2_048
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that `fit` reads. `lengths` measures the training rows, `rate` is the peak rate."""
+    """All that `fit` reads. `lengths` measures the training rows, `rate` is the peak rate.
+
+    `ids` names the training rows in errors. `world` and `root` are set by `fit` where the run is
+    spread over processes: `root` is the sharded model's outermost module. `rationale_fraction` is
+    the share of a step's rationales that is computed, see `chosen_rationales`.
+    """
 
     model: Any
     train: Encoded
@@ -27,50 +38,121 @@ class Job:
     alpha: float
     rate: float
     seed: int
+    ids: Sequence[str] = ()
+    world: World = ALONE
+    root: Any = None
+    rationale_fraction: float = 1.0
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What the model's parts compute for a token."""
+        return costs_of(self.model)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(model, *arguments)``; a sharded model gathers its weights meanwhile."""
+        if self.root is None:
+            return function(self.model, *arguments)
+        return self.root(function, *arguments)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a step added up: log-likelihoods of either group (detached scalars), and tokens."""
+    """What a step added up: log-likelihoods of either group (detached scalars), and tokens.
+
+    The log-likelihoods are those of this process's share, the counts those of the whole step. Where
+    only a fraction of the rationales is computed, `rationale_nll` estimates the sum over all of
+    them, and `rationale_count` counts all. `flops` is the useful work of the whole step.
+    """
 
     label_nll: Any
     rationale_nll: Any
     label_count: int
     rationale_count: int
     input_count: int
+    flops: float = 0.0
 
 
-def accumulate(job: Job, rows: Sequence[int], tokens_per_forward: int = TOKENS_PER_FORWARD) -> Sums:
-    """Adds the gradients of one step over `rows` to the model's, in as many parts as fit."""
+def accumulate(job: Job, rows: Sequence[int], tokens_per_forward: int = 0) -> Sums:
+    """Adds the gradients of one step over `rows` to the model's, in as many parts as fit.
+
+    Of every part each process computes its share; `tokens_per_forward` bounds a process's pass (0:
+    what suits the device).
+    """
+    import torch
+
     data = job.train
     sequences = [s for row in rows for s in data.of_row[row]]
     labels = int(data.label_length[sequences].sum())
     rationales = int(data.target_length[sequences].sum()) - labels
+    sequences, weight = chosen_rationales(job, sequences, rows)
     label_nll: Any = 0.0
     rationale_nll: Any = 0.0
-    for part in micro_batches(data, sequences, tokens_per_forward):
-        batch = collate(data, part, job.shape)
-        nll = batch_nll(job.model, batch, job.shape)
+    tokens = (tokens_per_forward or budget(job.shape)) * job.world.size
+    for part in micro_batches(data, sequences, tokens, bool(job.shape.packed)):
+        mine, factor = share(part, job.world)
+        batch = collate(data, mine, job.shape)
+        nll = job.run(batch_nll, batch, job.shape)
+        if weight != 1.0:
+            nll = torch.where(batch.group == RATIONALE, nll * weight, nll)
         loss, sums = dss_loss(nll, batch.group, job.alpha, labels, rationales)
-        loss.backward()
-        label_nll, rationale_nll = (
-            label_nll + sums["label_nll"],
-            rationale_nll + sums["rationale_nll"],
-        )
+        (loss * factor).backward()
+        if factor:
+            label_nll, rationale_nll = (
+                label_nll + sums["label_nll"],
+                rationale_nll + sums["rationale_nll"],
+            )
     inputs = int(data.source_length[sequences].sum())
-    return Sums(label_nll, rationale_nll, labels, rationales, inputs)
+    flops = flops_of_step(job.costs, data, sequences)
+    return Sums(label_nll, rationale_nll, labels, rationales, inputs, flops)
 
 
-def micro_batches(data: Encoded, sequences: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """`sequences` in parts of at most `tokens` padded tokens (one sequence at least), by length."""
+def chosen_rationales(
+    job: Job, sequences: list[int], rows: Sequence[int]
+) -> tuple[list[int], float]:
+    """The sequences to compute, and the weight of their rationales.
+
+    Of the n sequences that only explain, m = fraction·n are drawn, each with probability m/n, and
+    count n/m times (Horvitz and Thompson 1952): the expected gradient is that of all n. They are
+    drawn evenly over their lengths, which keeps both the variance and the length of steps low. The
+    draw depends on the seed and the rows of the step alone.
+    """
+    if job.rationale_fraction >= 1:
+        return sequences, 1.0
+    explaining = [s for s in sequences if job.train.label_length[s] == 0]
+    count = max(1, round(job.rationale_fraction * len(explaining)))
+    if count >= len(explaining):
+        return sequences, 1.0
+    every = len(explaining) / count
+    start = random.Random(f"{job.seed} {list(rows)}").random() * every  # noqa: S311
+    ranked = sorted(explaining, key=lambda s: int(job.train.target_length[s]))
+    places = (min(int(start + k * every), len(ranked) - 1) for k in range(count))
+    dropped = set(explaining) - {ranked[place] for place in places}
+    return [s for s in sequences if s not in dropped], every
+
+
+def budget(shape: Shape) -> int:
+    """Padded tokens of one forward pass that suit the device."""
+    return TOKENS_PER_FORWARD_CPU if shape.device == "cpu" else TOKENS_PER_FORWARD
+
+
+def micro_batches(
+    data: Encoded, sequences: Sequence[int], tokens: int, packed: bool = False
+) -> Iterator[list[int]]:
+    """`sequences` in parts of at most `tokens` tokens (one sequence at least), by length.
+
+    Padding counts, unless the sequences will be `packed`.
+    """
     lengths = (data.source_length[sequences] + data.target_length[sequences]).tolist()
     size = dict(zip(sequences, lengths, strict=True))
     part: list[int] = []
+    filled = 0
     for s in sorted(sequences, key=lambda s: -size[s]):
-        if part and (len(part) + 1) * size[part[0]] > tokens:
+        after = filled + size[s] if packed else (len(part) + 1) * size[(part or [s])[0]]
+        if part and after > tokens:
             yield part
-            part = []
+            part, after = [], size[s]
         part.append(s)
+        filled = after
     if part:
         yield part
 
@@ -86,16 +168,37 @@ def validate(job: Job) -> tuple[float, float]:
     if data is None:
         return math.nan, math.nan
     chosen = [s for found in data.of_row for s in found if data.label_length[s] > 0]
-    nll, count, right = 0.0, 0, 0
+    sums = torch.zeros(3, dtype=torch.float64, device=job.shape.device)
     job.model.eval()
-    with torch.inference_mode():
-        for part in micro_batches(data, chosen, TOKENS_PER_FORWARD):
-            batch = collate(data, part, job.shape)
-            for piece, logits in batch_logits(job.model, batch, job.shape):
-                label = piece.group == LABEL
-                logits, wanted, row = logits[label].float(), piece.labels[label], piece.row[label]
-                nll += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-                wrong = row[logits.argmax(-1) != wanted].unique()
-                count, right = count + len(wanted), right + piece.rows - len(wrong)
+    with torch.no_grad():
+        tokens = budget(job.shape) * job.world.size
+        for part in micro_batches(data, chosen, tokens, bool(job.shape.packed)):
+            mine, factor = share(part, job.world)
+            scores = job.run(_scores, collate(data, mine, job.shape), job.shape)
+            if factor:
+                sums += scores
     job.model.train()
+    nll, count, right = all_sum(sums, job.world).tolist()
     return nll / max(1, count), right / max(1, len(chosen))
+
+
+def _scores(model: Any, batch: Batch, shape: Shape) -> Any:
+    """(3,) of a batch: label log-likelihood, label tokens, rows whose whole label is right."""
+    import torch
+
+    scores = torch.zeros(3, dtype=torch.float64, device=shape.device)
+    wrong = [
+        torch.zeros(piece.rows, dtype=torch.bool, device=shape.device) for piece in batch.pieces
+    ]
+    of_piece = {id(piece): found for piece, found in zip(batch.pieces, wrong, strict=True)}
+    for piece, place, logits in batch_chunks(model, batch, shape):
+        label = piece.group[place] == LABEL
+        logits, wanted = logits[label].float(), piece.labels[place][label]
+        nll = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        missed = piece.row[place][label][logits.argmax(-1) != wanted]
+        of_piece[id(piece)][missed] = True
+        scores[:2] += torch.stack([nll, nll.new_tensor(len(wanted))])
+    scores[2] = sum(
+        piece.rows - found.sum() for piece, found in zip(batch.pieces, wrong, strict=True)
+    )
+    return scores

@@ -3,25 +3,28 @@
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipestill.config import TrainConfig, parse_length
+from pipestill.config import TrainConfig, TuneConfig, parse_length
 from pipestill.errors import UserError
 from pipestill.models.loading import Loaded, choose_dtype, load
 from pipestill.models.render import Renderer, renderer_for
 from pipestill.models.student import save_student
 from pipestill.records import Labelled, read_jsonl
 from pipestill.training import checkpoint as checkpoints
+from pipestill.training.audit import audit
 from pipestill.training.batches import Encoded, encode, row_lengths
+from pipestill.training.distributed import join
 from pipestill.training.forward import shape_of
+from pipestill.training.launch import over_processes
 from pipestill.training.learning_rate import chosen
 from pipestill.training.loop import fit
 from pipestill.training.objectives import OBJECTIVES
 from pipestill.training.progress import Progress
 from pipestill.training.step import Job
+from pipestill.training.tensorboard import Scalars
 
 COUNTS = (
     "train_steps",
@@ -32,6 +35,7 @@ COUNTS = (
 )
 
 
+@over_processes
 def train_student(
     training_rows_path: str | Path,
     student_path: str | Path,
@@ -42,6 +46,9 @@ def train_student(
     keep_checkpoints: bool = False,
 ) -> dict[str, Any]:
     """Trains a student and writes its folder, the training log in it.
+
+    Before the first step the rows are audited (`pipestill.training.audit`). Beside the folder lie
+    the audited sample, ``<folder>.audit.txt`` and ``.audit.json``, and ``<folder>.tensorboard``.
 
     Args:
         training_rows_path: JSONL of `Labelled`.
@@ -55,13 +62,14 @@ def train_student(
         A flat summary: losses, steps, tokens, seconds, sizes and digests.
 
     Raises:
-        UserError: ``RUN_UNKNOWN``, ``TRAIN_EMPTY``, ``CONFIG_VALUE``, ``LABEL_TOO_LONG``, and what
-            `pipestill.models.loading.load` raises.
+        UserError: ``RUN_UNKNOWN``, ``TRAIN_EMPTY``, ``CONFIG_VALUE``, ``LABEL_TOO_LONG``,
+            ``AUDIT_…``, and what `pipestill.models.loading.load` raises.
         WorkError: ``LOSS_NOT_FINITE``.
     """
     objective, seed = parse_run(run)
-    _check(config)
-    _use_threads()
+    check(config, {"alpha": (0 <= config.alpha <= 1, "0 to 1")})
+    use_threads()
+    world = join()
     rows = list(read_jsonl(training_rows_path, Labelled))
     if not rows:
         raise UserError(
@@ -75,14 +83,24 @@ def train_student(
     renderer = renderer_for(loaded, *lengths)
     train, validation = split(rows, config.validation_fraction)
     job = make_job(loaded, renderer, train, validation, objective, seed, config)
+    serving = renderer_for(loaded, renderer.max_input_tokens, renderer.max_output_tokens)
+    seen = audit(
+        train,
+        OBJECTIVES[_taught(objective, config)](train, seed),
+        job.train,
+        serving,
+        job.shape,
+        beside=student_path if world.is_main else "",
+    )
+    print(*seen.notes, sep="\n", end="\n" if seen.notes else "", flush=True)
     folder = checkpoints.run_folder(state_dir, config, run, digest, loaded.fingerprint)
-    progress, resumed = fit(job, folder)
+    progress, resumed = fit_logged(job, folder, student_path)
     summary = {
         "run": run,
         "objective": objective,
         "seed": seed,
-        **_counts(job, train, validation),
-        **_outcome(progress),
+        **counts(job, train, validation),
+        **outcome(progress),
         "parameters": loaded.parameters,
         "learning_rate": job.rate,
         "precision": "fp32" if job.shape.autocast is None else "bf16",
@@ -91,10 +109,21 @@ def train_student(
         "base_fingerprint": loaded.fingerprint,
         "rows_digest": digest,
     }
-    _write(loaded, renderer, student_path, summary, progress)
+    if not world.is_main:
+        return summary
+    write(loaded, renderer, student_path, summary, progress)
     if folder and not keep_checkpoints:
-        shutil.rmtree(folder, ignore_errors=True)
-    return {**summary, "bytes": _size(student_path)}
+        checkpoints.remove(folder)
+    return {**summary, "bytes": size_of(student_path)}
+
+
+def fit_logged(job: Job, folder: str | Path | None, model_path: str | Path) -> tuple[Progress, int]:
+    """`pipestill.training.loop.fit` with TensorBoard scalars in ``<model_path>.tensorboard``."""
+    path = Path(model_path)
+    if not join().is_main:
+        return fit(job, folder)
+    with Scalars(path.with_name(f"{path.name}.tensorboard")) as scalars:
+        return fit(job, folder, scalars.after_step)
 
 
 def parse_run(run: str) -> tuple[str, int]:
@@ -141,7 +170,7 @@ def make_job(
     Where the objective has no rationale at all, or alpha is 1, rationales would only add zeros:
     they are left out and the run is standard fine-tuning, bit for bit.
     """
-    make = OBJECTIVES["label_only" if config.alpha == 1.0 else objective]
+    make = OBJECTIVES[_taught(objective, config)]
     encoded = encode(train, make(train, seed), renderer)
     alone = bool((encoded.label_length == encoded.target_length).all())
     autocast = _autocast(config.precision)
@@ -161,7 +190,12 @@ def make_job(
         alpha=1.0 if alone else config.alpha,
         rate=rate,
         seed=seed,
+        ids=[row.id for row in train],
     )
+
+
+def _taught(objective: str, config: TrainConfig) -> str:
+    return "label_only" if config.alpha == 1.0 else objective
 
 
 def _autocast(precision: str) -> Any:
@@ -180,9 +214,20 @@ def _autocast(precision: str) -> Any:
     return None if dtype == torch.float32 else dtype
 
 
-def _check(config: TrainConfig) -> None:
+def check(
+    config: TrainConfig | TuneConfig, more: Mapping[str, tuple[bool, str]] | None = None
+) -> None:
+    """Refuses settings out of range.
+
+    Args:
+        config: the settings.
+        more: field → (whether it is fine, what is allowed), beside the shared ones.
+
+    Raises:
+        UserError: ``CONFIG_VALUE``.
+    """
     rules = {
-        "alpha": (0 <= config.alpha <= 1, "0 to 1"),
+        **(more or {}),
         "validation_fraction": (0 <= config.validation_fraction < 1, "0 to below 1"),
         "warmup_fraction": (0 <= config.warmup_fraction < 1, "0 to below 1"),
         "learning_rate": (config.learning_rate >= 0, "0 (recommended rate) or more"),
@@ -200,7 +245,8 @@ def _check(config: TrainConfig) -> None:
             )
 
 
-def _use_threads() -> None:
+def use_threads() -> None:
+    """Takes the number of threads from ``PIPESTILL_THREADS``, where it is set."""
     wanted = os.environ.get("PIPESTILL_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         import torch
@@ -208,7 +254,8 @@ def _use_threads() -> None:
         torch.set_num_threads(int(wanted))
 
 
-def _counts(job: Job, train: Sequence[Labelled], validation: Sequence[Labelled]) -> dict[str, Any]:
+def counts(job: Job, train: Sequence[Labelled], validation: Sequence[Labelled]) -> dict[str, Any]:
+    """The summary's part about the rows."""
     return {
         "train_rows": len(train),
         "rationale_rows": _rationale_rows(job.train),
@@ -223,7 +270,7 @@ def _rationale_rows(data: Encoded) -> int:
     return sum(any(has[s] for s in found) for found in data.of_row)
 
 
-def _outcome(progress: Progress) -> dict[str, Any]:
+def outcome(progress: Progress) -> dict[str, Any]:
     """The summary's part about the run; a loss that was not measured is -1."""
     validated = progress.best_step > 0
     return {
@@ -247,21 +294,26 @@ def _last(progress: Progress, name: str) -> float:
     return float(next(values, -1.0))
 
 
-def _write(
+def write(
     loaded: Loaded,
     renderer: Renderer,
     student_path: str | Path,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     progress: Progress,
+    adapter: Path | None = None,
 ) -> None:
+    """Saves the model with what is known of it; `adapter` is a folder to take along."""
     info = {
         **summary,
         "max_input_tokens": renderer.max_input_tokens,
         "max_output_tokens": renderer.max_output_tokens,
     }
     lines = "".join(json.dumps(entry) + "\n" for entry in progress.log)
-    save_student(loaded.model, loaded.tokenizer, student_path, info, train_log=lines)
+    save_student(
+        loaded.model, loaded.tokenizer, student_path, info, adapter=adapter, train_log=lines
+    )
 
 
-def _size(folder: str | Path) -> int:
+def size_of(folder: str | Path) -> int:
+    """Bytes of the model's weights."""
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
