@@ -4,8 +4,8 @@
 
 Reads lines ``mode seed steps`` from stdin, trains one epoch over rows that the seed draws from
 those in FOLDER, and prints one JSON line: CPU seconds of the training alone, tokens that carried
-loss, and the most memory of the process beyond what it had before. This file imports this project's library for the
-system ``ours`` alone, so that a peer's interpreter needs none of it.
+loss, and the most memory of the process beyond what it had before. This file imports this
+project's library for the system ``ours`` alone, so that a peer's interpreter needs none of it.
 """
 
 import json

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pipestill.components.student_train as student_train_module
 import pytest
 import torch
 
+import pipestill.components.student_train as student_train_module
 from benchmarks.kill_test import kill_runs, make_model
 from pipestill.errors import UserError, WorkError
 from pipestill.models.render import renderer_for
