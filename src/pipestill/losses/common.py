@@ -36,7 +36,8 @@ def head_nll(
     """Negative log-likelihood of every token, without N×V logits: the LM head runs in chunks.
 
     The logits of a chunk live only while its log-likelihoods are made, and once more in the
-    backward pass. The head's gradient adds up over the chunks. One chunk is not recomputed.
+    backward pass. The head's gradient adds up over the chunks. The last chunk is kept instead of
+    recomputed: the backward pass begins with it, so the peak stays that of one chunk.
 
     Args:
         head: (n, D) states → (n, V) logits; a pure function of the states and weights.
@@ -53,10 +54,13 @@ def head_nll(
 
     if len(states) <= rows:
         return nll(states, labels)
-    parts = zip(states.split(rows), labels.split(rows), strict=True)
-    return torch.cat(
-        [checkpoint(nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    )
+    whole, rest = divmod(len(states), rows)
+    sizes = [rest] * (rest > 0) + [rows] * whole
+    *parts, (last, wanted) = zip(states.split(sizes), labels.split(sizes), strict=True)
+    found = [
+        checkpoint(nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
+    ]
+    return torch.cat([*found, nll(last, wanted)])
 
 
 def rows_per_chunk(vocabulary: int) -> int:
