@@ -8,7 +8,6 @@ from pipestill.components._base import component
 @component
 def deploy(
     students: Input[list[Model]],
-    train_metrics: Input[list[Metrics]],
     summary: Input[Metrics],
     served: Output[Model],
     objective: str = "dss",
@@ -22,7 +21,6 @@ def deploy(
 
     Args:
         students: folders from `student_train`.
-        train_metrics: their metrics, in any order; matched by run name.
         summary: the report's summary, copied beside the model.
         served: the model folder.
         objective: whose student to serve.

@@ -49,7 +49,6 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
     @dsl.pipeline(name="deploy-student")
     def deploy_student(
         students: Input[list[Model]],
-        train_metrics: Input[list[Metrics]],
         summary: Input[Metrics],
         deploy_model: bool,
         objective: str,
@@ -60,7 +59,6 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         with dsl.If(deploy_model == True):  # noqa: E712 (KFP builds a condition from it)
             served = deploy(
                 students=students,
-                train_metrics=train_metrics,
                 summary=summary,
                 objective=objective,
                 model_display_name=model_display_name,
@@ -211,7 +209,6 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
 
         deploy_student(
             students=dsl.Collected(student.outputs["student"]),
-            train_metrics=dsl.Collected(student.outputs["metrics"]),
             summary=result.outputs["summary"],
             deploy_model=deploy_model,
             objective=objective,

@@ -85,6 +85,25 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Two answers to one prompt, and which of them is preferred (`choice`, 0 or 1).
+
+    `margin` says by how much, where the data do; `source` is ``human`` or ``judge``. `messages`
+    are those of a chat before the answer; `input_text` is then their plain form.
+    """
+
+    id: str
+    input_text: str
+    candidate_0: str
+    candidate_1: str
+    choice: int
+    margin: float = 0.0
+    source: str = "human"
+    source_row: int = -1
+    messages: list[dict[str, str]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reject:
     """A row that was set aside: where it stood, which field, why, an excerpt of what was found."""
 
@@ -95,7 +114,7 @@ class Reject:
     found: str = ""
 
 
-Row = TypeVar("Row", Example, Labelled, Prediction, Reject)
+Row = TypeVar("Row", Example, Labelled, Prediction, Preference, Reject)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
@@ -139,8 +158,14 @@ def read_jsonl(path: str | Path, kind: type[Row]) -> Iterator[Row]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes one JSON document atomically, keys in the order given."""
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a whole file atomically."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.write_bytes(data)
     os.replace(temporary, target)

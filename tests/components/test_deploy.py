@@ -44,7 +44,6 @@ def inputs(tmp_path):
     (tmp_path / "summary.json").write_text('{"arms": {}}')
     return {
         "students": [artifact(dsl.Model, folder) for folder in students],
-        "train_metrics": [],
         "summary": artifact(dsl.Metrics, tmp_path / "summary.json"),
         "served": artifact(dsl.Model, tmp_path / "served"),
     }

@@ -3,9 +3,15 @@ import dataclasses
 import pytest
 
 from pipestill.errors import UserError
+from pipestill.models import memory
 from pipestill.pipelines.hardware import OFFERS, PROFILES, find_profile, validate
 
 GPU, TPU = PROFILES["a100-80gb-x8"], PROFILES["tpu-v3-64"]
+
+
+def test_the_catalogue_knows_the_same_profiles():
+    """The library may not import pipelines, so `pipestill models` has a table of its own."""
+    assert list(memory.PROFILES) == list(PROFILES)
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from pipestill.errors import UserError
 from pipestill.evaluation import data_views, row_views, sections
 from pipestill.evaluation.summary import build_summary
-from pipestill.records import Labelled, Prediction, Reject, read_jsonl, write_json
+from pipestill.records import Labelled, Prediction, Reject, read_jsonl, write_bytes, write_json
 
 WORDS = {"better": "Better", "worse": "Worse", "cannot_tell": "Cannot tell"}
 
@@ -170,9 +169,5 @@ def read_rejects(path: str) -> list[Reject]:
 
 def write_text(path: str, text: str) -> None:
     """Writes a page at once."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     # A lone surrogate in a row is text that UTF-8 cannot hold; the page shows a mark in its place.
-    temporary.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(temporary, target)
+    write_bytes(path, text.encode("utf-8", "replace"))

@@ -132,7 +132,7 @@ def _arm_table(
     arms: dict[str, Any] = {}
     for arm in ordered({*scores, *measured}):
         known = measured.get(arm, {})
-        entry = _accuracy(scores[arm], samples[arm]) if arm in scores else dict(NO_ACCURACY)
+        entry = accuracy_entry(scores[arm], samples[arm]) if arm in scores else dict(NO_ACCURACY)
         entry |= {name: known.get(name) for name in MEASURED}
         if known.get("error"):
             entry["error"] = known["error"]
@@ -146,7 +146,8 @@ def _arm_table(
     return arms
 
 
-def _accuracy(by_seed: Mapping[int, Scores], samples: Scores) -> dict[str, Any]:
+def accuracy_entry(by_seed: Mapping[int, Scores], samples: Scores) -> dict[str, Any]:
+    """An arm's accuracy with its interval, over its seeds and for each of them."""
     return {
         "accuracy": float(statistics.mean_over_seeds(by_seed).mean()),
         "ci95": list(statistics.percentile_interval(samples)),

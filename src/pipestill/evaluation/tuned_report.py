@@ -10,7 +10,7 @@ from typing import Any
 
 from pipestill.evaluation import data_views, row_views, sections, statistics
 from pipestill.evaluation.report import WORDS, read_metrics, read_rejects, render, write_text
-from pipestill.evaluation.summary import MEASURED, collect_scores, json_safe
+from pipestill.evaluation.summary import MEASURED, accuracy_entry, collect_scores, json_safe
 from pipestill.evaluation.wording import number, percent, signed_points
 from pipestill.records import Prediction, read_jsonl, write_json
 from pipestill.training.supervised import OBJECTIVE
@@ -104,10 +104,7 @@ def tuned_summary(
     for arm, by_seed in scores.items():
         known = evaluation.get("arms", {}).get(arm, {})
         arms[arm] = {
-            "accuracy": float(statistics.mean_over_seeds(by_seed).mean()),
-            "ci95": list(statistics.percentile_interval(samples[arm])),
-            "seeds": sorted(by_seed),
-            "accuracy_by_seed": {str(seed): float(row.mean()) for seed, row in by_seed.items()},
+            **accuracy_entry(by_seed, samples[arm]),
             **{name: known.get(name) for name in (*MEASURED, *MORE) if name in known},
         }
         for name in MEASURED:

@@ -7,12 +7,12 @@ the order of the numbers in their names, so that ``part_10`` comes after ``part_
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipestill.config import TeacherConfig
+from pipestill.data.source import natural_key
 from pipestill.errors import UserError
 from pipestill.generation.teacher import (
     Batch,
@@ -87,12 +87,7 @@ def recorded_files(uri: str) -> list[Path]:
             f"teacher_replay_uri: found {uri!r}, which names no file",
             "give a file of recorded answers, or a glob such as 'answers/train_*.json'",
         )
-    return sorted(found, key=_numeric_order)
-
-
-def _numeric_order(path: Path) -> list[tuple[int, int, str]]:
-    pieces = re.split(r"(\d+)", str(path))
-    return [(1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces]
+    return sorted(found, key=lambda item: natural_key(str(item)))
 
 
 def read_recorded(path: Path) -> list[str]:

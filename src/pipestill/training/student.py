@@ -21,7 +21,7 @@ from pipestill.training.forward import shape_of
 from pipestill.training.launch import over_processes
 from pipestill.training.learning_rate import chosen
 from pipestill.training.loop import fit
-from pipestill.training.objectives import OBJECTIVES
+from pipestill.training.objectives import OBJECTIVES, Targets
 from pipestill.training.progress import Progress
 from pipestill.training.step import Job
 from pipestill.training.tensorboard import Scalars
@@ -83,16 +83,8 @@ def train_student(
     renderer = renderer_for(loaded, *lengths)
     train, validation = split(rows, config.validation_fraction)
     job = make_job(loaded, renderer, train, validation, objective, seed, config)
-    serving = renderer_for(loaded, renderer.max_input_tokens, renderer.max_output_tokens)
-    seen = audit(
-        train,
-        OBJECTIVES[_taught(objective, config)](train, seed),
-        job.train,
-        serving,
-        job.shape,
-        beside=student_path if world.is_main else "",
-    )
-    print(*seen.notes, sep="\n", end="\n" if seen.notes else "", flush=True)
+    targets = OBJECTIVES[_taught(objective, config)](train, seed)
+    audit_job(loaded, renderer, train, targets, job, student_path if world.is_main else "")
     folder = checkpoints.run_folder(state_dir, config, run, digest, loaded.fingerprint)
     progress, resumed = fit_logged(job, folder, student_path)
     summary = {
@@ -115,6 +107,22 @@ def train_student(
     if folder and not keep_checkpoints:
         checkpoints.remove(folder)
     return {**summary, "bytes": size_of(student_path)}
+
+
+def audit_job(
+    loaded: Loaded,
+    renderer: Renderer,
+    rows: Sequence[Labelled],
+    targets: Targets,
+    job: Job,
+    beside: str | Path,
+) -> None:
+    """The audit against a renderer that is built as the saved model's will be; prints its notes."""
+    info = {"style": renderer.style, "instruction": renderer.instruction}
+    limits = renderer.max_input_tokens, renderer.max_output_tokens
+    serving = renderer_for(loaded, *limits, info)
+    seen = audit(rows, targets, job.train, serving, job.shape, beside=beside)
+    print(*seen.notes, sep="\n", end="\n" if seen.notes else "", flush=True)
 
 
 def fit_logged(job: Job, folder: str | Path | None, model_path: str | Path) -> tuple[Progress, int]:

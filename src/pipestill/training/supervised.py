@@ -7,7 +7,7 @@ next turn. The loss is the mean over answer tokens, end mark included; nothing e
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipestill.training.objectives import label_only
 from pipestill.training.packing import with_packing
 from pipestill.training.step import Job
 from pipestill.training.student import (
+    audit_job,
     check,
     counts,
     fit_logged,
@@ -98,8 +99,9 @@ def tune(
     adapted = _adapted(loaded, config)
     learning = lora.trainable(loaded.model)
     job = _job(loaded, renderer, rows, config)
-    seen = audit_job(loaded, renderer, rows.train, job, model_path if world.is_main else "")
-    print(*seen.notes, sep="\n", end="\n" if seen.notes else "", flush=True)
+    targets = label_only(rows.train, 0)
+    beside = model_path if world.is_main else ""
+    audit_job(loaded, renderer, rows.train, targets, job, beside)
     folder = checkpoints.run_folder(state_dir, config, OBJECTIVE, rows.digest, loaded.fingerprint)
     progress, resumed = fit_logged(job, folder, model_path)
     summary = {
@@ -195,16 +197,6 @@ def tuning_renderer(loaded: Loaded, config: TuneConfig) -> Renderer:
     info = {"style": STYLES[config.task], "instruction": config.instruction}
     limits = parse_length(config.max_context_length), config.max_output_tokens
     return renderer_for(loaded, *limits, info)
-
-
-def audit_job(
-    loaded: Loaded, renderer: Renderer, rows: Sequence[Labelled], job: Job, beside: str | Path
-) -> Audit:
-    """The audit against a renderer that is built as the saved model's will be."""
-    info = {"style": renderer.style, "instruction": renderer.instruction}
-    limits = renderer.max_input_tokens, renderer.max_output_tokens
-    serving = renderer_for(loaded, *limits, info)
-    return audit(rows, label_only(rows, 0), job.train, serving, job.shape, beside=beside)
 
 
 def audit_data(uri: str, data: DataConfig, config: TuneConfig, into: Audit) -> Audit:
