@@ -17,9 +17,9 @@ from benchmarks.kill_test import kill_runs, make_model
 from pipestill.errors import UserError, WorkError
 from pipestill.models.render import renderer_for
 from pipestill.records import write_jsonl
-from pipestill.training import loop
 from pipestill.training.checkpoint import Checkpoint, latest, remove, save
 from pipestill.training.loop import fit
+from pipestill.training.step import LIKELIHOOD
 from pipestill.training.stop import EXIT_STOPPED, Stopped
 from pipestill.training.student import make_job
 from tests.training.tiny import config, make_loaded, make_rows
@@ -158,17 +158,18 @@ def test_sigterm_saves_at_the_next_step_and_exits_with_75(tmp_path, capsys, step
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
-def test_a_batch_that_gives_no_number_is_named_by_its_row_ids(tmp_path, monkeypatch):
+def test_a_batch_that_gives_no_number_is_named_by_its_row_ids(tmp_path):
     job, bad = make(train_steps=100), 8
 
-    def poisoned(job, rows, original=loop.accumulate):
-        sums = original(job, rows)
+    def poisoned(job, rows, step):
+        sums = LIKELIHOOD.accumulate(job, rows, step)
         steps.append(rows)
         nan = torch.tensor(float("nan"))
-        return dataclasses.replace(sums, label_nll=nan) if len(steps) == bad else sums
+        terms = {**sums.terms, "label_loss": (nan, sums.label_count)}
+        return dataclasses.replace(sums, terms=terms) if len(steps) == bad else sums
 
     steps: list[list[int]] = []
-    monkeypatch.setattr(loop, "accumulate", poisoned)
+    job = dataclasses.replace(job, objective=dataclasses.replace(LIKELIHOOD, accumulate=poisoned))
     with pytest.raises(WorkError, match="LOSS_NOT_FINITE") as error:
         fit(job, tmp_path)
     ids = ", ".join(job.ids[row] for row in steps[bad - 1])
@@ -189,16 +190,17 @@ class Watched:
         return float(self.value)
 
 
-def test_no_step_reads_its_loss_between_log_entries(monkeypatch):
+def test_no_step_reads_its_loss_between_log_entries():
     read: list[int] = []
     now = [1]
 
-    def watched(job, rows, original=loop.accumulate):
-        sums = original(job, rows)
-        return dataclasses.replace(sums, label_nll=Watched(sums.label_nll, read, now))
+    def watched(job, rows, step):
+        sums = LIKELIHOOD.accumulate(job, rows, step)
+        value, count = sums.terms["label_loss"]
+        return dataclasses.replace(sums, terms={"label_loss": (Watched(value, read, now), count)})
 
-    monkeypatch.setattr(loop, "accumulate", watched)
     job = make(train_steps=100, checkpoint_interval=100)
+    job = dataclasses.replace(job, objective=dataclasses.replace(LIKELIHOOD, accumulate=watched))
     fit(job, None, lambda progress: now.__setitem__(0, progress.step + 1))
     assert set(read) == set(range(2, 101, 2))  # an entry is due at every second step here
 

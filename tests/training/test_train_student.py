@@ -8,7 +8,7 @@ import torch
 from pipestill.errors import UserError, WorkError
 from pipestill.models.student import Student
 from pipestill.records import Labelled, write_jsonl
-from pipestill.training import loop
+from pipestill.training import loop, step
 from pipestill.training.student import parse_run, split, train_student
 from tests.training.tiny import COLOURS, config, make_folder, make_rows
 
@@ -91,7 +91,7 @@ def test_a_student_learns_to_answer_and_to_explain(tmp_path, models, kind, objec
 
 def test_the_best_validated_weights_are_saved(tmp_path, rows_path, models, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(loop, "validate", lambda job: (next(losses), 0.5))
+    monkeypatch.setattr(step, "validate", lambda job: (next(losses), 0.5))
     model = models["t5_tied"]
     best = train(rows_path, tmp_path / "best", student_model_reference=model)
     assert (best["best_step"], best["val_label_loss"]) == (4, 1.0)
@@ -112,7 +112,7 @@ def test_the_best_validated_weights_are_saved(tmp_path, rows_path, models, monke
 @pytest.mark.parametrize(("stopping", "steps"), [(True, 8), (False, 20)])
 def test_early_stopping(tmp_path, rows_path, models, monkeypatch, stopping, steps):
     losses = iter([1.0, *[2.0] * 20])
-    monkeypatch.setattr(loop, "validate", lambda job: (next(losses), 0.0))
+    monkeypatch.setattr(step, "validate", lambda job: (next(losses), 0.0))
     summary = train(
         rows_path, tmp_path / "s", train_steps=20, enable_early_stopping=stopping,
         student_model_reference=models["t5_tied"],

@@ -16,14 +16,14 @@ from typing import Any
 
 from pipestill.config import TrainConfig
 from pipestill.errors import WorkError
-from pipestill.training import xla
+from pipestill.training import compiling, xla
 from pipestill.training.batches import order
 from pipestill.training.checkpoint import KEPT
 from pipestill.training.distributed import SEED_STRIDE, all_sum, any_of, current, reshard, wrap
 from pipestill.training.learning_rate import scale
 from pipestill.training.progress import Display, Progress, speed
 from pipestill.training.resume import copy_into, gathered, resume, save, weights_of
-from pipestill.training.step import Job, Sums, accumulate, validate
+from pipestill.training.step import LIKELIHOOD, Job, Objective, Sums
 from pipestill.training.stop import Stopped, stop_requests
 
 PATIENCE = 3  # evaluations without a better validation loss before a run stops early
@@ -39,6 +39,10 @@ class Run:
     optimizer: Any
     progress: Progress
     best: dict[str, Any]  # the best validated weights so far, on the CPU; empty before the first
+
+    @property
+    def objective(self) -> Objective:
+        return self.job.objective or LIKELIHOOD
 
 
 def fit(
@@ -102,14 +106,19 @@ def log_interval(config: TrainConfig) -> int:
 
 
 def _spread(job: Job) -> Job:
-    """The job over all processes that this one has joined, or on TPUs; else the same job."""
+    """The job over all processes that this one has joined, or on TPUs; else the same job.
+
+    Blocks are compiled here, because a sharded twin would not take that along.
+    """
     world = current()
     if xla.wanted():
         shape = dataclasses.replace(job.shape, device=xla.DEVICE)
         return dataclasses.replace(job, model=xla.placed(job.model), shape=shape)
     if world.size == 1:
+        compiling.compile_blocks(job.model, job.config.compile, job.shape.device)
         return job
     root = wrap(job.model, world)
+    compiling.compile_blocks(root.inner, job.config.compile, world.device)
     shape = dataclasses.replace(job.shape, device=world.device, may_split=False)
     return dataclasses.replace(job, model=root.inner, root=root, world=world, shape=shape)
 
@@ -177,12 +186,14 @@ def _update(run: Run, rows: list[int], rate: float) -> None:
 
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    sums = accumulate(run.job, rows)
+    sums = run.objective.accumulate(run.job, rows, run.progress.step)
     limit = run.job.config.max_grad_norm or math.inf
     foreach = True if run.optimizer.defaults["fused"] else None  # neither is there for XLA
     norm = torch.nn.utils.clip_grad_norm_(run.job.model.parameters(), limit, foreach=foreach)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+    if run.objective.updated:
+        run.objective.updated(run.job, run.progress.step)
     if xla.wanted():
         xla.run_step()
     _note(run, sums, norm)
@@ -193,12 +204,14 @@ def _note(run: Run, sums: Sums, norm: Any) -> None:
     import torch
 
     progress, world = run.progress, run.job.world
-    label, rationale = sums.label_nll, sums.rationale_nll
+    found = [value for value, _ in sums.terms.values()]
     if world.size > 1:
-        pair = [torch.as_tensor(value, device=world.device).float() for value in (label, rationale)]
-        label, rationale = all_sum(torch.stack(pair), world)
+        values = [torch.as_tensor(value, device=world.device).float() for value in found]
+        found = list(all_sum(torch.stack(values), world))
         norm = norm.full_tensor()
-    progress.window.append([label, rationale, sums.label_count, sums.rationale_count, norm])
+    counts = [count for _, count in sums.terms.values()]
+    entry = {name: list(pair) for name, *pair in zip(sums.terms, found, counts, strict=True)}
+    progress.window.append({**entry, "grad_norm": [norm, 1.0]})
     progress.label_tokens += sums.label_count
     progress.rationale_tokens += sums.rationale_count
     progress.input_tokens += sums.input_count
@@ -210,22 +223,27 @@ def _log(run: Run, rate: float, begun: float) -> None:
     """Adds the log entry of the steps since the last one, and empties the window."""
     progress = run.progress
     _check_finite(run)
-    label, rationale, labels, rationales, norm = (
-        sum(map(float, column)) for column in zip(*progress.window, strict=True)
-    )
     progress.window_seconds += time.perf_counter() - begun  # now that the device has finished
     progress.log.append(
         {
             "step": progress.step,
-            "label_loss": label / labels if labels else None,
-            "rationale_loss": rationale / rationales if rationales else None,
-            "grad_norm": norm / len(progress.window),
+            **_means(progress.window),
             "learning_rate": rate,
             **speed(progress, run.job.shape.device, run.job.world.size),
         }
     )
     progress.window, progress.window_tokens = [], 0
     progress.window_seconds = progress.window_flops = 0.0
+
+
+def _means(window: list[dict[str, list[float]]]) -> dict[str, float | None]:
+    """Every term's sum over the window by its count; None where nothing was counted."""
+    means: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for entry in window for name in entry):
+        pairs = [entry[name] for entry in window if name in entry]
+        count = sum(float(count) for _, count in pairs)
+        means[name] = sum(float(value) for value, _ in pairs) / count if count else None
+    return means
 
 
 def _check_finite(run: Run) -> None:
@@ -235,8 +253,8 @@ def _check_finite(run: Run) -> None:
     step waits for the device because of it and no checkpoint holds broken weights.
     """
     progress = run.progress
-    for back, (label, rationale, _, _, norm) in enumerate(progress.window):
-        if math.isfinite(float(label) + float(rationale) + float(norm)):
+    for back, entry in enumerate(progress.window):
+        if math.isfinite(sum(float(value) for value, _ in entry.values())):
             continue
         step = progress.step - len(progress.window) + 1 + back
         rows = next(itertools.islice(_steps(run.job), step - 1, None))
@@ -257,11 +275,12 @@ def _named(job: Job, rows: list[int]) -> str:
 def _evaluate(run: Run) -> None:
     """Validates, notes it in the log, and keeps the weights if they are the best so far."""
     progress, job = run.progress, run.job
-    loss, accuracy = validate(job)
+    found = run.objective.validate(job)
+    loss, accuracy = [*found.values(), math.nan][:2]
     reshard(job.root)
     if not progress.log or progress.log[-1]["step"] != progress.step:
         progress.log.append({"step": progress.step})
-    progress.log[-1].update({"val_label_loss": loss, "val_label_accuracy": accuracy})
+    progress.log[-1].update(found)
     if loss < progress.best_loss:
         progress.best_step, progress.best_loss = progress.step, loss
         progress.best_accuracy, progress.stale = accuracy, 0

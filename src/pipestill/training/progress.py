@@ -23,7 +23,7 @@ class Progress:
     input_tokens: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    window: list[list[float]] = field(default_factory=list)
+    window: list[dict[str, list[float]]] = field(default_factory=list)
     window_tokens: int = 0
     window_seconds: float = 0.0
     window_flops: float = 0.0

@@ -36,7 +36,10 @@ def save(
     Raises:
         WorkError: ``CHECKPOINT_NOT_WRITTEN``, in the first process.
     """
-    progress.window = [[float(value) for value in entry] for entry in progress.window]
+    progress.window = [
+        {name: [float(value) for value in pair] for name, pair in entry.items()}
+        for entry in progress.window
+    ]
     moments = {
         f"{kind}/{name}": value
         for name, weight in model.named_parameters()

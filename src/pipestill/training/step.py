@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,8 @@ class Job:
 
     `ids` names the training rows in errors. `world` and `root` are set by `fit` where the run is
     spread over processes: `root` is the sharded model's outermost module. `rationale_fraction` is
-    the share of a step's rationales that is computed, see `chosen_rationales`.
+    the share of a step's rationales that is computed, see `chosen_rationales`. `objective` says
+    what a step minimises; by default the likelihood of the targets, `LIKELIHOOD`.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Job:
     world: World = ALONE
     root: Any = None
     rationale_fraction: float = 1.0
+    objective: "Objective | None" = None
 
     @cached_property
     def costs(self) -> Costs:
@@ -57,19 +59,34 @@ class Job:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a step added up: log-likelihoods of either group (detached scalars), and tokens.
+    """What a step added up.
 
-    The log-likelihoods are those of this process's share, the counts those of the whole step. Where
-    only a fraction of the rationales is computed, `rationale_nll` estimates the sum over all of
-    them, and `rationale_count` counts all. `flops` is the useful work of the whole step.
+    `terms` maps a name of the training log to a sum over this process's share (a detached scalar,
+    still on the device) and to what it is divided by, for the whole step; the log holds their
+    quotient over the steps since the last entry. The counts are tokens of the whole step. Where
+    only a fraction of the rationales is computed, their sum estimates the sum over all of them, and
+    `rationale_count` counts all. `flops` is the useful work of the whole step.
     """
 
-    label_nll: Any
-    rationale_nll: Any
-    label_count: int
-    rationale_count: int
-    input_count: int
+    terms: Mapping[str, tuple[Any, float]]
+    label_count: int = 0
+    rationale_count: int = 0
+    input_count: int = 0
     flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What `pipestill.training.loop.fit` minimises, as functions; `LIKELIHOOD` is the plain one.
+
+    `accumulate(job, rows, step)` adds the gradients of a step over `rows` to the model's (`step`
+    counts from 1). `validate(job)` measures ``job.validation``; the first value it gives chooses
+    the best weights, the lowest wins. `updated(job, step)` is called after every update.
+    """
+
+    accumulate: Callable[[Job, Sequence[int], int], Sums]
+    validate: Callable[[Job], dict[str, float]]
+    updated: Callable[[Job, int], None] | None = None
 
 
 def accumulate(job: Job, rows: Sequence[int], tokens_per_forward: int = 0) -> Sums:
@@ -103,7 +120,8 @@ def accumulate(job: Job, rows: Sequence[int], tokens_per_forward: int = 0) -> Su
             )
     inputs = int(data.source_length[sequences].sum())
     flops = flops_of_step(job.costs, data, sequences)
-    return Sums(label_nll, rationale_nll, labels, rationales, inputs, flops)
+    terms = {"label_loss": (label_nll, labels), "rationale_loss": (rationale_nll, rationales)}
+    return Sums(terms, labels, rationales, inputs, flops)
 
 
 def chosen_rationales(
@@ -180,6 +198,14 @@ def validate(job: Job) -> tuple[float, float]:
     job.model.train()
     nll, count, right = all_sum(sums, job.world).tolist()
     return nll / max(1, count), right / max(1, len(chosen))
+
+
+def _validated(job: Job) -> dict[str, float]:
+    loss, accuracy = validate(job)
+    return {"val_label_loss": loss, "val_label_accuracy": accuracy}
+
+
+LIKELIHOOD = Objective(lambda job, rows, step: accumulate(job, rows), _validated)
 
 
 def _scores(model: Any, batch: Batch, shape: Shape) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 from pipestill.training.progress import Progress
 
 VERTEX_FOLDER = "AIP_TENSORBOARD_LOG_DIR"
-GROUPS = {"val_": "validation", "label_": "train", "rationale_": "train"}
 
 
 class Scalars:
@@ -61,10 +60,9 @@ def _write(writer: Any, entry: dict[str, Any]) -> None:
 
 def tag_of(name: str) -> str:
     """``val_label_loss`` → ``validation/label_loss``; what has no group is about the optimiser."""
-    for start, group in GROUPS.items():
-        if name.startswith(start):
-            return f"{group}/{name.removeprefix('val_')}"
-    return f"optimiser/{name}"
+    if name.startswith("val_"):
+        return f"validation/{name.removeprefix('val_')}"
+    return f"train/{name}" if name.endswith("_loss") else f"optimiser/{name}"
 
 
 def _mounted(folder: str) -> str:
