@@ -123,7 +123,7 @@ def test_gradcheck_with_excluded_ids(name):
 
 
 @every_divergence
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(0.5, 8), st.integers(0, 10**6))
 def test_adding_a_constant_to_the_logits_changes_nothing(name, first, second, tau, seed):
     student, teacher = pair(3, 7, seed)
@@ -291,9 +291,9 @@ def test_no_positions_give_no_values():
 
 
 def test_peak_memory_at_a_vocabulary_of_150k_is_at_most_a_third_of_naive():
-    """Forward and backward of 64 tokens; the naive way soft-maxes all logits at once."""
+    """Forward and backward of 32 tokens; the naive way soft-maxes all logits at once."""
     torch.manual_seed(0)
-    size, count = 151_936, 64
+    size, count = 151_936, 32
     states = torch.randn(count, 4, requires_grad=True)
     weight = torch.randn(size, 4, requires_grad=True)
     teacher_states, teacher_weight = torch.randn(count, 4), torch.randn(size, 4)
@@ -311,7 +311,7 @@ def test_peak_memory_at_a_vocabulary_of_150k_is_at_most_a_third_of_naive():
     def chunked():
         heads = (lambda part: part @ weight.T, states)
         teacher = (lambda part: part @ teacher_weight.T, teacher_states)
-        step(chunked_divergence(*heads, *teacher, forward_kl, rows=4))
+        step(chunked_divergence(*heads, *teacher, forward_kl, rows=2))
 
-    assert rows_per_chunk(size) > 4  # at the real size, many more tokens make the same shares
+    assert rows_per_chunk(size) >= 2  # the real chunk; more tokens make the same shares
     assert peak_bytes(chunked) <= peak_bytes(naive) / 3

@@ -52,7 +52,7 @@ def test_rationale_is_true_of_its_note() -> None:
 def test_generation_is_deterministic(tmp_path: Path) -> None:
     world.write_data(tmp_path)
     prompt.write_prompt(tmp_path / "prompt.yaml")
-    for name in ("train.jsonl", "eval.jsonl"):
+    for name in ("train.jsonl", "eval.jsonl", "teacher.jsonl"):
         assert (tmp_path / name).read_bytes() == (DATA_DIR / name).read_bytes()
     shipped = DATA_DIR.parents[1] / "generation" / "prompts" / "refund_desk.v1.yaml"
     assert (tmp_path / "prompt.yaml").read_bytes() == shipped.read_bytes()
@@ -68,6 +68,12 @@ def test_files_are_disjoint_and_half_labelled() -> None:
     assert sum("output_text" in row for row in train) * 2 == len(train)
     assert all("rationale" not in row for row in train)
     assert {row["output_text"] for row in held_out} == set(world.LABELS)
+
+
+def test_the_teacher_s_rows_are_nobody_else_s() -> None:
+    notes = [row["input_text"] for row in load("teacher.jsonl")]
+    assert len(set(notes)) == len(notes) == world.TEACHER_ROWS
+    assert not set(notes) & world.reserved()
 
 
 def test_training_rows_cover_both_tables() -> None:

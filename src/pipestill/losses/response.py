@@ -240,13 +240,27 @@ def _log_probs(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Te
     """Log-soft-max of both at tau, over the ids that neither excludes."""
     if not tau > 0:
         raise ValueError(f"tau is {tau}; it has to be above 0")
-    closed = torch.minimum(student.detach(), teacher.detach()) == -math.inf
-    # The quotient is a new tensor, which may be changed in place.
-    log_q, log_p = (
-        torch.log_softmax((wide(logits) / tau).masked_fill_(closed, EXCLUDED), dim=-1)
-        for logits in (student, teacher)
-    )
-    return log_q, log_p
+    excluded = _excluded(student.detach(), teacher.detach())
+    return _log_softmax(student, tau, excluded), _log_softmax(teacher, tau, excluded)
+
+
+def _excluded(student: Tensor, teacher: Tensor) -> Tensor | None:
+    """(N, V), True where either logit is -inf; None where there is none.
+
+    Masks cost as much as the soft-max, and most models have none; the least logit of a row costs a
+    tenth. An XLA device would have to stop to answer, so there the mask is always made.
+    """
+    least = torch.minimum(student.amin(-1), teacher.amin(-1))
+    if least.device.type != "xla" and not (least == -math.inf).any():
+        return None
+    return torch.minimum(student, teacher) == -math.inf
+
+
+def _log_softmax(logits: Tensor, tau: float, excluded: Tensor | None) -> Tensor:
+    scaled = wide(logits) if tau == 1 else wide(logits) / tau
+    if excluded is not None:
+        scaled = scaled.masked_fill(excluded, EXCLUDED)
+    return torch.log_softmax(scaled, dim=-1)
 
 
 def wide(values: Tensor) -> Tensor:
