@@ -41,9 +41,11 @@ format: $(STAMP)  ## Format the code
 compile: $(STAMP)  ## Recompile every pipeline for every hardware profile
 	$(BIN)/pipestill compile --all
 
-bench: $(STAMP)  ## Measure: labelling with a shared prefix, the DSS step
+bench: $(STAMP)  ## Measure: labelling, the DSS step, training against its peers, kill -9
 	$(BIN)/python -m benchmarks.labelling
 	$(BIN)/python -m benchmarks.dss_step
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.kill_test
 
 clean:  ## Remove what was built here (the virtual environment and runs stay)
 	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

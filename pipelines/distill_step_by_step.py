@@ -8,19 +8,19 @@ contents and code are found in the cache and changed contents at the same path a
 from typing import Any, NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Input, Metrics, Model
+from kfp.dsl import HTML, Metrics
 
 from pipestill.components.check_accelerator import check_accelerator
 from pipestill.components.collect_rows import collect_rows
 from pipestill.components.data_digest import data_digest
 from pipestill.components.data_prep import data_prep
-from pipestill.components.deploy import deploy
 from pipestill.components.evaluate import evaluate
 from pipestill.components.rationale_extract import rationale_extract
 from pipestill.components.report import report
 from pipestill.components.student_train import student_train
 from pipestill.components.teacher_label import teacher_label
 from pipestill.pipelines.custom_job import JobOptions
+from pipestill.pipelines.deploying import deploy_student
 from pipestill.pipelines.hardware import Profile
 from pipestill.pipelines.placement import Placement, settings
 
@@ -45,26 +45,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
     place = Placement(profile, options or JobOptions())
     label_rows, explain_rows = place.heavy(teacher_label), place.heavy(rationale_extract)
     train_student, compare_arms = place.heavy(student_train), place.heavy(evaluate)
-
-    @dsl.pipeline(name="deploy-student")
-    def deploy_student(
-        students: Input[list[Model]],
-        summary: Input[Metrics],
-        deploy_model: bool,
-        objective: str,
-        model_display_name: str,
-        deploy_dir: str,
-    ):
-        """A pipeline of its own because KFP cannot compile a Collected inside an If."""
-        with dsl.If(deploy_model == True):  # noqa: E712 (KFP builds a condition from it)
-            served = deploy(
-                students=students,
-                summary=summary,
-                objective=objective,
-                model_display_name=model_display_name,
-                deploy_dir=deploy_dir,
-            )
-            place.settle(served, "Deploy")
+    serve_student = deploy_student(place)
 
     @dsl.pipeline(name="distill-step-by-step", description=__doc__)
     def distill_step_by_step(
@@ -114,6 +95,9 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         rationale_drop_leaks: bool = True,
         # students
         alpha: float = 0.5,
+        rationale_fraction: float = 1.0,
+        packing: str = "auto",
+        compile: str = "auto",
         train_steps: int = 300,
         batch_size: int = 32,
         learning_rate: float = 0.0,
@@ -207,7 +191,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         )
         place.settle(result, "Report")
 
-        deploy_student(
+        serve_student(
             students=dsl.Collected(student.outputs["student"]),
             summary=result.outputs["summary"],
             deploy_model=deploy_model,

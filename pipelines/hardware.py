@@ -39,7 +39,7 @@ class Profile:
     boot_disk_gb: int = 100
     cpu: str = "4"
     memory: str = "16G"
-    retries: int = 0
+    retries: int = 3
 
 
 PROFILES = {
@@ -55,7 +55,6 @@ PROFILES = {
             accelerator_type="NVIDIA_A100_80GB",
             accelerator_count=8,
             boot_disk_gb=500,
-            retries=1,
         ),
         Profile(
             name="tpu-v3-64",  # 64 cores = 32 chips on 8 hosts
@@ -66,7 +65,6 @@ PROFILES = {
             accelerator_type="TPU_V3",
             accelerator_count=64,
             boot_disk_gb=100,
-            retries=1,
         ),
     )
 }

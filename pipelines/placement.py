@@ -9,6 +9,8 @@ from pipestill.pipelines.custom_job import JobOptions, as_custom_job
 from pipestill.pipelines.hardware import Profile, validate
 
 LIGHT_CPU, LIGHT_MEMORY = "4", "16G"
+LIGHT_RETRIES = 1
+BACKOFF = {"backoff_duration": "60s", "backoff_factor": 2.0}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Placement:
     def settle(self, task: Any, title: str, *, heavy: bool = False, cached: bool = True) -> Any:
         """Sets display name, caching, resources and retries of a task, and returns it."""
         task.set_display_name(title).set_caching_options(cached)
+        task.set_retry(self.profile.retries if heavy else LIGHT_RETRIES, **BACKOFF)
         if heavy and self.profile.machine_type:  # the launcher is small; its job has the machine
-            task.set_retry(self.profile.retries, backoff_duration="60s", backoff_factor=2.0)
             return task
         cpu, memory = (
             (self.profile.cpu, self.profile.memory) if heavy else (LIGHT_CPU, LIGHT_MEMORY)

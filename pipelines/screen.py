@@ -26,7 +26,7 @@ class Screen:
         self._began = time.monotonic()
         self._status: dict[str, str] = {}
         self._shown: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a line may come from a signal handler
 
     def line(self, text: str) -> None:
         """One line that stays, with the seconds since the start in front."""

@@ -17,7 +17,9 @@ from pipestill.pipelines.failure import Failure
 from pipestill.pipelines.screen import Screen
 
 LONGEST_ARGUMENT = 131_000  # bytes; Linux refuses a longer single argument (MAX_ARG_STRLEN)
-KILL_AFTER_S = 5.0
+KILL_AFTER_S = 30.0  # for a last checkpoint, which a step writes when it is asked to stop
+REPEATS = 3
+STOPPED = 75  # SIGTERM came and the checkpoint is written (pipestill.training.stop)
 LOOP_INPUTS = ("run", "shard")
 ITERATION = re.compile(r"-iteration-(\d+)/")
 
@@ -36,7 +38,7 @@ class Steps:
     ran: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     running: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Any = field(default_factory=threading.RLock)  # a signal may come while it is held
 
     def label(self, name: str, arguments: Mapping[str, Any], place: str) -> str:
         """``student_train dss:0``: the step's name, and its loop item where there are several.
@@ -65,7 +67,13 @@ class Steps:
         self.screen.line(f"{label}: started")
         began = time.monotonic()
         log = self.logs / f"{re.sub(r'[^A-Za-z0-9_]+', '.', label)}.log"
-        returncode = self._process(label, full_command, env_vars or {}, arguments, log)
+        log.unlink(missing_ok=True)
+        for repeat in range(1 + REPEATS):
+            returncode = self._process(label, full_command, env_vars or {}, arguments, log)
+            cause = interruption(returncode)
+            if not cause or repeat == REPEATS or self.stopping or self.failure:
+                break
+            self._again(f"{cause}; started again ({repeat + 1} of {REPEATS})", label, log)
         took = time.monotonic() - began
         self.screen.ended(label)
         if returncode == 0:
@@ -73,6 +81,12 @@ class Steps:
         elif not self.stopping:
             self._failed(Failure(label, returncode, log), took)
         return returncode
+
+    def _again(self, text: str, label: str, log: Path) -> None:
+        """Says why a step is started again, on the screen and in the log, which goes on."""
+        with log.open("a", encoding="utf-8") as out:
+            out.write(f"--- {text} ---\n")
+        self.screen.line(f"{label}: {text}, goes on from its last checkpoint or journal")
 
     def _process(
         self,
@@ -89,7 +103,7 @@ class Steps:
             )
             return 1
         environment = {**os.environ, **self._threads(arguments), **self.environment, **env_vars}
-        with log.open("w", encoding="utf-8") as out:
+        with log.open("a", encoding="utf-8") as out:
             process = subprocess.Popen(  # noqa: S603 (the command is our own pipeline's)
                 command,
                 stdout=subprocess.PIPE,
@@ -134,18 +148,50 @@ class Steps:
             self.screen.line("waiting for the steps that still run; no other will start")
 
     def stop(self) -> None:
-        """Ends every running step: asks first, and after `KILL_AFTER_S` seconds kills."""
+        """Ends every running step: asks first, and after `KILL_AFTER_S` seconds kills.
+
+        Called from a signal handler. A second call does not wait.
+        """
+        patience = 0.0 if self.stopping else KILL_AFTER_S
         self.stopping = True
         with self.lock:
             running = list(self.running.values())
         for process in running:
             _signal_family(process, signal.SIGTERM)
-        deadline = time.monotonic() + KILL_AFTER_S
+        if running and patience:
+            self.screen.line(f"stopping: steps have {patience:.0f} s to save; once more kills them")
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(map(_family_lives, running)):
+            time.sleep(0.05)
         for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_family(process, signal.SIGKILL)
+            _signal_family(process, signal.SIGKILL)
+
+
+def interruption(returncode: int) -> str:
+    """What ended a step that did not fail by itself; empty where nothing from outside did.
+
+    A shell that waits for the step reports its signal as 128 + number.
+    """
+    if returncode == STOPPED:
+        return "stopped by SIGTERM after saving a checkpoint"
+    number = -returncode if returncode < 0 else returncode - 128
+    return f"killed by signal {number}" if 0 < number < signal.NSIG else ""
+
+
+def _family_lives(process: subprocess.Popen[str]) -> bool:
+    """Whether the step or a process of its own still runs.
+
+    The step's shell dies of SIGTERM at once, while the work below it still saves.
+    """
+    if process.poll() is None:
+        return True
+    with contextlib.suppress(ChildProcessError):  # where we are a container's first process, the
+        os.waitpid(-process.pid, os.WNOHANG)  # shell's children are ours to bury
+    try:
+        os.killpg(process.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def _signal_family(process: subprocess.Popen[str], number: int) -> None:

@@ -74,6 +74,9 @@ class TrainConfig:
 
     student_model_reference: str = "pocket-base"
     alpha: float = 0.5  # share of the label loss; lambda = (1 - alpha) / alpha
+    rationale_fraction: float = 1.0  # share of a step's rationales that is computed; unbiased
+    packing: str = "auto"  # auto | on | off: several short rows in one sequence (decoders)
+    compile: str = "auto"  # auto | on | off: torch.compile; auto = on a GPU
     train_steps: int = 300
     batch_size: int = 32  # examples a step, over all processes
     learning_rate: float = 0.0  # 0 = the recommended rate for this model and batch
@@ -119,6 +122,135 @@ class TuneConfig:
     enable_early_stopping: bool = True
     checkpoint_interval: int = 100
     precision: str = "auto"  # auto | fp32 | bf16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherLogitsConfig:
+    """What the teacher answers and what of its probabilities is kept. Component `teacher_logits`.
+
+    Parameters carry no prefix; the teacher itself comes from the component `teacher_prepare`.
+    """
+
+    targets: str = "teacher"  # teacher | label: whose text the student is distilled on
+    top_k: int = 64  # largest log-probabilities kept a token; 0 = none, the teacher works online
+    tau: float = 1.0  # the temperature that they are stored at
+    teacher_eval_batch_size: int = 64
+    max_context_length: str = "1024"
+    max_output_tokens: int = 256
+    precision: str = "auto"  # auto | fp32 | bf16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """How a student is distilled. Component `distill_train`; the objective stands in its `run`."""
+
+    student_model_reference: str = "pocket-base"
+    targets: str = "teacher"  # teacher | label: whose text the student is distilled on
+    teacher_source: str = "online"  # online | stored: asked in every step, or read from the store
+    kd_weight: float = 0.5  # w in (1 - w)·CE + w·tau²·divergence
+    tau: float = 1.0  # temperature of both distributions
+    scale_by_tau2: bool = True
+    jsd_beta: float = 0.5  # 0 = forward KL, 1 = reverse KL
+    skew: float = 0.1  # share of the other distribution in the skewed divergences
+    feature_weight: float = 1.0
+    relation_weight: float = 1.0
+    layer_map: str = "uniform"  # or student:teacher pairs, "0:1,1:3"; "encoder 0:1; decoder 0:0"
+    auto_balance: bool = False  # weigh every term to the gradient norm of the cross-entropy
+    cross_tokenizer: str = "refuse"  # refuse | uld | sequence: where the vocabularies differ
+    ema_decay: float = 0.99  # self/ema and self/context: share of the old teacher kept a step
+    generations: int = 1  # self/born_again: students that are each taught by the one before
+    context_shots: int = 4  # self/context: demonstrations in the teacher's prompt
+    on_policy_fraction: float = 0.5  # rows of a step whose answer the student samples itself
+    sample_temperature: float = 1.0
+    train_steps: int = 300
+    batch_size: int = 32  # examples a step, over all processes
+    learning_rate: float = 0.0  # 0 = the recommended rate for this model and batch
+    learning_rate_multiplier: float = 1.0
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_context_length: str = "1024"
+    max_output_tokens: int = 256
+    validation_fraction: float = 0.1  # of the training rows; selects the checkpoint
+    evaluation_interval: int = 100
+    enable_early_stopping: bool = True
+    checkpoint_interval: int = 100
+    precision: str = "auto"  # auto | fp32 | bf16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig:
+    """How preference and prompt rows are read. Component `preference_prep`."""
+
+    instruction: str = ""  # before every input; in a chat the context of rows that have none
+    eval_fraction: float = 0.2  # held out by hash of the prompt where no evaluation file is given
+    max_rejected_fraction: float = 0.05  # the step fails past this share of bad rows
+    max_rows: int = 0  # 0 = all
+    prompt_sequence_length: int = 512
+    target_sequence_length: int = 64
+    split_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """How a reward model is trained. Component `reward_model_train`."""
+
+    reward_model_reference: str = ""  # empty = the model that the policy starts from
+    instruction: str = ""
+    reward_method: str = "full"  # full | lora
+    reward_lora_rank: int = 4
+    centering: float = 0.01  # weight of (r_chosen + r_rejected)², which keeps rewards around 0
+    reward_model_train_steps: int = 1000
+    reward_batch_size: int = 64  # pairs a step, over all processes
+    reward_model_learning_rate: float = 0.0  # 0 = the recommended rate
+    reward_model_learning_rate_multiplier: float = 1.0
+    prompt_sequence_length: int = 512
+    target_sequence_length: int = 64
+    evaluation_interval: int = 100
+    enable_early_stopping: bool = True
+    checkpoint_interval: int = 100
+    precision: str = "auto"  # auto | fp32 | bf16
+    train_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """How a policy is trained against preferences. Component `policy_train`."""
+
+    large_model_reference: str = "pocket-base"
+    policy_objective: str = "ppo"  # ppo | rloo | grpo | dpo | cdpo | ipo
+    instruction: str = ""
+    method: str = "full"  # full | lora (the reference is then the adapter switched off)
+    lora_rank: int = 16
+    kl_coeff: float = 0.1  # beta: of the KL penalty, and of DPO
+    kl_target: float = 0.0  # nats an answer; above 0 the coefficient adapts to reach it
+    kl_horizon: int = 10_000
+    kl_bound: float = 20.0  # nats an answer; the run stops past it, the best checkpoint lies below
+    reinforcement_learning_train_steps: int = 1000  # rollouts, each with its updates
+    rollout_batch_size: int = 64  # answers a rollout, over all processes
+    samples_per_prompt: int = 1  # rloo and grpo need 2 or more
+    ppo_epochs: int = 4
+    minibatches: int = 1
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coeff: float = 0.1
+    whiten_rewards: bool = False
+    temperature: float = 1.0  # divides the logits of old, new and reference policy alike
+    missing_eos_penalty: float = 1.0  # taken off the reward of an answer that does not end
+    label_smoothing: float = 0.1  # cdpo only
+    importance_cap: float = 2.0  # of weights where another engine has sampled
+    reinforcement_learning_rate: float = 0.0  # 0 = the recommended rate
+    reinforcement_learning_rate_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+    prompt_sequence_length: int = 512
+    target_sequence_length: int = 64
+    evaluation_interval: int = 20
+    rlhf_eval_rows: int = 64  # held-out prompts on which reward and KL are measured
+    checkpoint_interval: int = 20
+    precision: str = "auto"  # auto | fp32 | bf16
+    train_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

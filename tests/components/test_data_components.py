@@ -22,7 +22,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_digest_component(dataset: Path) -> None:
-    assert data_digest.python_func(str(dataset)) == run_digest(str(dataset), "", "")
+    assert data_digest.python_func(str(dataset)) == run_digest(dataset_uri=str(dataset))
 
 
 def test_prep_component_in_process(dataset: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ PAIR = {"candidate_0": "x", "candidate_1": "y", "choice": 0}
 def test_preference() -> None:
     assert CONVERTERS["preference"]({"input_text": "p", **PAIR}) == [{"input_text": "p", **PAIR}]
     chat = CONVERTERS["preference"]({"messages": [user()], **PAIR})
-    assert chat == [{"input_text": "user: hi\nassistant:", **PAIR}]
+    assert chat == [{"input_text": "user: hi\nassistant:", "messages": [user()], **PAIR}]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_preference() -> None:
         ),
         ("chat_messages", {"messages": [user()], "context": 3}, "context", "wrong_type"),
         ("preference", {"input_text": "p", **PAIR, "choice": 2}, "choice", "bad_choice"),
-        ("preference", {"input_text": "p", **PAIR, "choice": "0"}, "choice", "bad_choice"),
+        ("preference", {"input_text": "p", **PAIR, "choice": "x"}, "choice", "bad_choice"),
         ("preference", {"input_text": "p", **PAIR, "choice": False}, "choice", "bad_choice"),
         ("preference", {"input_text": "p", "candidate_0": "x"}, "candidate_1", "missing_field"),
         (

@@ -22,14 +22,14 @@ def folder(tmp_path: Path) -> Path:
 
 def test_changed_data_at_the_same_path(folder: Path) -> None:
     path = folder / "a.jsonl"
-    before, whole = run_digest(str(path), "", ""), content_digest(str(folder))
+    before, whole = run_digest(dataset_uri=str(path)), content_digest(str(folder))
     stamp = path.stat()
     path.write_text("A.jsonl\n")
     os.utime(path, (stamp.st_atime, stamp.st_mtime))
-    assert run_digest(str(path), "", "") != before
+    assert run_digest(dataset_uri=str(path)) != before
     assert content_digest(str(folder)) != whole
     path.write_text("a.jsonl\n")
-    assert run_digest(str(path), "", "") == before
+    assert run_digest(dataset_uri=str(path)) == before
     assert len(before) == 64
 
 
@@ -43,14 +43,16 @@ def test_moving_keeps_and_renaming_changes(folder: Path) -> None:
 
 def test_every_role_counts(folder: Path) -> None:
     a, b = str(folder / "a.jsonl"), str(folder / "b.jsonl")
-    digests = [run_digest(*uris) for uris in [(a, "", ""), (a, b, ""), (a, "", b), (b, a, "")]]
+    roles = ("dataset_uri", "evaluation_data_uri", "teacher_replay_uri")
+    given = [(a, "", ""), (a, b, ""), (a, "", b), (b, a, "")]
+    digests = [run_digest(**dict(zip(roles, uris, strict=True))) for uris in given]
     assert len(set(digests)) == 4
 
 
 def test_a_missing_input_fails_at_once(folder: Path) -> None:
-    for uris in [("no", "", ""), (str(folder), "no", ""), (str(folder), "", "no/*.json")]:
+    for uri, other in [("no", ""), (str(folder), "no"), (str(folder), "no/*.json")]:
         with pytest.raises(UserError, match="DATA_NOT_FOUND"):
-            run_digest(*uris)
+            run_digest(dataset_uri=uri, teacher_replay_uri=other)
 
 
 def test_changed_code_misses(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,14 +61,14 @@ def test_changed_code_misses(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     for name in ("pipestill/data/digest.py", "pipestill.components/data_prep.py"):
         assert files[name].is_file()
     assert not any("__pycache__" in name or "pipelines/" in name for name in files)
-    before, run_before = code_digest(), run_digest(str(folder), "", "")
+    before, run_before = code_digest(), run_digest(dataset_uri=str(folder))
     assert code_digest() == before
     changed = tmp_path / "changed.py"
     changed.write_bytes(files["pipestill/data/split.py"].read_bytes() + b"# one more line\n")
     changed_files = [*(files | {"pipestill/data/split.py": changed}).items()]
     monkeypatch.setattr(digest, "_code_files", lambda: iter(changed_files))
     assert code_digest() != before
-    assert run_digest(str(folder), "", "") != run_before
+    assert run_digest(dataset_uri=str(folder)) != run_before
 
 
 def test_a_version_stands_for_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

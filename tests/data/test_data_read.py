@@ -69,7 +69,7 @@ def test_parquet(tmp_path: Path) -> None:
     ("content", "name", "found"),
     [
         (b"\x89PNG\r\n\x1a\n\0\0", "a.jsonl", "a PNG image"),
-        (b"\x1f\x8b\x08" + b"x" * 50, "a.jsonl.gz", "gzip data"),
+        (b"\x1f\x8b\x08" + b"x" * 50, "a.jsonl.gz", "broken gzip data"),
         (b"PK\x03\x04" + b"x" * 50, "a.csv", "a zip archive"),
         ('{"a": 1}'.encode("utf-16"), "a.json", "UTF-16"),
         ('{"a": 1}'.encode("utf-16-le"), "a.json", "UTF-16"),

@@ -82,8 +82,8 @@ def test_mistakes(
 
 
 def test_a_folder_without_data_names_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl.gz").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"found rows\.jsonl\.gz"):
+    (tmp_path / "rows.jsonl.xz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"found rows\.jsonl\.xz.*\.tsv, each also with \.gz"):
         list_files(str(tmp_path))
 
 

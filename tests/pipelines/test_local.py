@@ -180,6 +180,7 @@ def test_a_bug_shows_its_cause(run):
 def test_a_killed_step_says_so(run):
     with pytest.raises(WorkError, match="signal 9, most likely because memory ran out"):
         run(fail="kill:b:1")
+    assert run.calls.count("b:1") == 4  # it might have been another program's fault
 
 
 def test_no_other_iteration_starts_after_a_failure(run):
@@ -223,16 +224,16 @@ import sys
 from tests.pipelines import toy
 from pipestill.pipelines.local import run_local
 try:
-    run_local(toy.build(), {"dataset_uri": sys.argv[1], "fail": "sleep"}, sys.argv[2])
+    run_local(toy.build(), {"dataset_uri": sys.argv[1], "fail": sys.argv[3]}, sys.argv[2])
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
-def start(run) -> tuple[subprocess.Popen, list[int]]:
+def start(run, fail: str = "sleep") -> tuple[subprocess.Popen, list[int]]:
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(run.data), str(run.out)],
+        [sys.executable, "-c", SCRIPT, str(run.data), str(run.out), fail],
         cwd=root,
         stdout=subprocess.DEVNULL,
     )
@@ -260,6 +261,18 @@ def test_interrupting_ends_the_steps_too(run, number):
     process.send_signal(number)
     assert process.wait(10) == 130
     assert not any(alive(pid) for pid in children)
+
+
+def test_stopped_steps_have_time_to_save(run):
+    """The shell around a step dies of SIGTERM at once; the step below it is waited for."""
+    process, children = start(run, "save")
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert time.monotonic() - began < 10
+    assert len(list((run.out / "state").glob("saved.*"))) == 2
+    assert not any(alive(pid) for pid in children)
+    assert len(run.calls) == 2  # what the user stopped is not repeated
 
 
 def test_two_runs_in_one_folder_are_refused_also_when_the_first_was_killed(run):

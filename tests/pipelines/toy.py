@@ -48,7 +48,24 @@ def student(
         raise ZeroDivisionError("one\ntwo")
     if fail == "kill:" + run:
         os.kill(os.getpid(), 9)
-    if fail == "sleep":
+    if fail in ("stop once:" + run, "kill once:" + run):
+        first = pathlib.Path(state_dir, "first." + run.replace(":", "."))
+        if not first.exists():
+            first.touch()
+            print("first attempt", flush=True)
+            if fail.startswith("kill"):
+                os.kill(os.getpid(), 9)
+            raise SystemExit(75)
+    if fail == "save":
+        import signal
+
+        def save(*_):
+            time.sleep(0.5)
+            pathlib.Path(state_dir, "saved." + run.replace(":", ".")).touch()
+            raise SystemExit(75)
+
+        signal.signal(signal.SIGTERM, save)
+    if fail in ("sleep", "save"):
         pathlib.Path(state_dir, "sleeping." + run.replace(":", ".")).write_text(str(os.getpid()))
         time.sleep(60)
     os.makedirs(model.path)

@@ -1,11 +1,17 @@
 """Compiled blocks compute what plain ones do; on a CPU nothing is compiled."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from pipestill.errors import UserError
 from pipestill.training.compiling import compile_blocks
 from pipestill.training.step import Job, accumulate
+from tests.training import two, two_compiled
+from tests.training.test_distributed import assert_same, environment
 from tests.training.tiny import config, make_data, make_loaded, make_rows
 
 
@@ -35,3 +41,17 @@ def test_a_cpu_is_told_that_it_gains_nothing(capsys):
     assert "needs a GPU" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"COMPILE_MODE.*'fast'"):
         compile_blocks(model, "fast", "cpu")
+
+
+@pytest.mark.slow
+def test_sharded_blocks_are_compiled_too(tmp_path):
+    """Sharding makes a twin of the model; what was compiled before it would not be in the twin."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [two_compiled.__file__, "llama", "dss", str(tmp_path / "compiled")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        counts = json.loads((tmp_path / f"compiled.{rank}.json").read_text())
+        assert counts["runs"] >= 10 * 2  # steps × blocks of a stack
+    two.train("llama", "dss", str(tmp_path / "plain"))
+    assert_same(tmp_path / "compiled", tmp_path / "plain")

@@ -113,10 +113,10 @@ def _check(args: argparse.Namespace, config: "DataConfig") -> int:
     if args.rejects:
         with _writing(args.rejects):
             write_jsonl(args.rejects, rejects)
-    table = _counts(rows, rejects)
+    table = _pair_counts(rows, rejects) if args.format == "preference" else _counts(rows, rejects)
     if tokenizer is not None:
         for side in ("input", "output"):
-            texts = [row.fields[f"{side}_text"] for row in rows if row.fields[f"{side}_text"]]
+            texts = _texts(rows, side)
             found = lengths.percentiles(side, lengths.count_tokens(tokenizer, texts)).values()
             table[f"{side} tokens p50 / p95 / max"] = " / ".join(map(str, found))
     width = max(map(len, table))
@@ -129,6 +129,12 @@ def _check(args: argparse.Namespace, config: "DataConfig") -> int:
         more = len(rejects) - shown
         print(f"… and {more} more (--max-show {len(rejects)}, or --rejects FILE for all)")
     return BAD_ROWS if rejects else GOOD
+
+
+def _texts(rows: "list[Row]", side: str) -> list[str]:
+    """Inputs or outputs; the outputs of a pair are its two candidates."""
+    names = {"input": ["input_text"], "output": ["output_text", "candidate_0", "candidate_1"]}
+    return [row.fields[name] for row in rows for name in names[side] if row.fields.get(name)]
 
 
 def _counts(rows: "list[Row]", rejects: "list[BadRow]") -> dict[str, object]:
@@ -144,6 +150,27 @@ def _counts(rows: "list[Row]", rejects: "list[BadRow]") -> dict[str, object]:
         "  labels that contradict": len(conflicting),
         "bad": len(rejects),
         **{f"  {name}": count for name, count in reasons},
+    }
+
+
+def _pair_counts(rows: "list[Row]", rejects: "list[BadRow]") -> dict[str, object]:
+    """As `_counts`; pairs that teach nothing are not bad."""
+    from pipestill.data import pairs
+
+    _, duplicates, contradicting = pairs.distinct(rows)
+    reasons = Counter(reject.reason for reject in rejects)
+    aside = {f"  {name}": reasons.pop(name) for name in pairs.SET_ASIDE if name in reasons}
+    first = sum(row.fields["choice"] == 0 for row in rows) / max(len(rows), 1)
+    return {
+        "rows": len(rows) + len(rejects),
+        "good": len(rows),
+        "  duplicates": duplicates,
+        "  choices that contradict": len(contradicting),
+        "  the first answer preferred": f"{first:.1%}",
+        "no preference": sum(aside.values()),
+        **aside,
+        "bad": reasons.total(),
+        **{f"  {name}": count for name, count in reasons.most_common()},
     }
 
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipestill.data.convert_chat import chat_messages, preference, sgd_dialogue
+from pipestill.data.convert_chat import chat_messages, sgd_dialogue
+from pipestill.data.convert_pairs import preference
 from pipestill.data.raw import RowProblem, missing
 
 Row = dict[str, Any]

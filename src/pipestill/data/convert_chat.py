@@ -1,4 +1,4 @@
-"""Chat rows and preference rows, in the two ways that people write them.
+"""Chat rows, in the two ways that people write them, and prompts.
 
 A chat row is ``{"messages": [{"author" or "role", "content"}, …], "context": …}``; it gives one
 training row for each assistant turn, and one without a label where the user speaks last.
@@ -23,7 +23,7 @@ ROLES = {
 
 def chat_messages(row: Mapping[str, Any]) -> list[Row]:
     """One row per assistant turn: the conversation before it, then the reply as the label."""
-    return _replies(*_turns(row))
+    return _replies(*turns_of(row))
 
 
 def sgd_dialogue(row: Mapping[str, Any]) -> list[Row]:
@@ -69,26 +69,17 @@ def render(context: str, turns: list[tuple[str, str]]) -> str:
     return f"{context}\n\n{spoken}" if context else spoken
 
 
-def preference(row: Mapping[str, Any]) -> list[Row]:
-    """A prompt (input_text, or messages), candidate_0, candidate_1 and choice 0 or 1."""
-    if "messages" in row:
-        _refuse_nested(row["messages"])
-        context, turns = _turns(row)
-        if turns[-1][0] != "user":
-            raise RowProblem("messages", "bad_role", turns[-1][0], detail="the user speaks last")
-        prompt = render(context, turns)
-    else:
-        prompt = _string(row, "input_text")
-    candidates = {name: _string(row, name) for name in ("candidate_0", "candidate_1")}
-    choice = row.get("choice")
-    if "choice" not in row:
-        raise missing("choice", row)
-    if isinstance(choice, bool) or choice not in (0, 1):
-        raise RowProblem("choice", "bad_choice", choice)
-    return [{"input_text": prompt, **candidates, "choice": int(choice)}]
+def prompt(row: Mapping[str, Any]) -> Row:
+    """What is to be answered: input_text, or a conversation in which the user speaks last."""
+    if row.get("messages") is None:
+        return {"input_text": filled(row, "input_text")}
+    context, turns = turns_of(row)
+    if turns[-1][0] != "user":
+        raise RowProblem("messages", "bad_role", turns[-1][0], detail="the user speaks last")
+    return _before(context, turns)
 
 
-def _turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+def turns_of(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     """The context (a system message first counts as one) and the turns, checked."""
     if "messages" not in row:
         raise missing("messages", row)
@@ -117,11 +108,12 @@ def _turn(place: int, message: object) -> tuple[str, str]:
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise RowProblem(f"{field}.role", "bad_role", name)
-    content = _string(message, "content", f"{field}.")
+    content = filled(message, "content", f"{field}.")
     return role, content
 
 
-def _string(row: Mapping[str, Any], field: str, prefix: str = "") -> str:
+def filled(row: Mapping[str, Any], field: str, prefix: str = "") -> str:
+    """The text in `field`, which must be there, not blank, and writable."""
     if field not in row:
         raise missing(prefix + field, row)
     value = row[field]
@@ -130,11 +122,3 @@ def _string(row: Mapping[str, Any], field: str, prefix: str = "") -> str:
     if not value.strip():
         raise RowProblem(prefix + field, "empty_turn" if prefix else "empty_input", value)
     return sound(prefix + field, value)
-
-
-def _refuse_nested(messages: object) -> None:
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    if isinstance(last, dict):
-        for name in ("candidate_0", "candidate_1", "choice"):
-            if name in last:
-                raise RowProblem(f"messages[-1].{name}", "nested_candidates", last[name])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from pipestill.data import lines
+from pipestill.data.gzipped import inner_name
 from pipestill.data.raw import BadRow, Raw, RowProblem, bad_row
 from pipestill.data.text import excerpt
 from pipestill.errors import UserError
@@ -103,7 +104,7 @@ def _next(waiting: deque[lines.Line], source: Iterator[lines.Line]) -> lines.Lin
 
 
 def _delimiter(header: bytes, name: str) -> str:
-    if name.lower().endswith(".tsv"):
+    if inner_name(name).lower().endswith(".tsv"):
         return "\t"
     return next((mark for mark in ",\t;" if mark.encode() in header), ",")
 

@@ -4,6 +4,7 @@ import json
 from pathlib import PurePosixPath
 from typing import IO
 
+from pipestill.data.gzipped import inner_name
 from pipestill.data.text import excerpt
 from pipestill.errors import UserError
 
@@ -14,7 +15,7 @@ PARSERS = ("jsonl", "json", "csv", "parquet")
 MAGIC = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x1f\x8b", "gzip data"),
+    (b"\x1f\x8b", "gzip data within gzip data"),
     (b"PK\x03\x04", "a zip archive (perhaps a spreadsheet)"),
     (b"\xfd7zXZ\x00", "xz data"),
     (b"\x28\xb5\x2f\xfd", "zstd data"),
@@ -99,7 +100,7 @@ def _json_kind(head: bytes, name: str, wanted: str) -> str:
 def _by_ending(head: bytes, name: str, wanted: str) -> str:
     if wanted in PARSERS:
         return "jsonl"  # every line will be named as broken
-    ending = PurePosixPath(name).suffix.lower()
+    ending = PurePosixPath(inner_name(name)).suffix.lower()
     if _is_csv(name):
         return "csv"
     if ending in (".jsonl", ".ndjson", ".json"):
@@ -109,7 +110,7 @@ def _by_ending(head: bytes, name: str, wanted: str) -> str:
 
 
 def _is_csv(name: str) -> bool:
-    return name.lower().endswith((".csv", ".tsv"))
+    return inner_name(name).lower().endswith((".csv", ".tsv"))
 
 
 def _parses(line: bytes) -> bool:
@@ -123,6 +124,7 @@ def _parses(line: bytes) -> bool:
 def _foreign(name: str, kind: str) -> UserError:
     return UserError(
         "DATA_FORMAT",
-        f"{name}: found {kind}, allowed: JSON lines, a JSON list, CSV or Parquet (text in UTF-8)",
+        f"{name}: found {kind}, allowed: JSON lines, a JSON list, CSV (each also as .gz) or "
+        "Parquet; text in UTF-8",
         "convert or unpack it, or set data_format to jsonl, json, csv or parquet",
     )

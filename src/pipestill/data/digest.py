@@ -15,23 +15,23 @@ CODE_VERSION_ENV = "PIPESTILL_CODE_VERSION"
 IDENTITY_KEYS = ("generation", "crc32c", "blob_id", "lfs")
 
 
-def run_digest(dataset_uri: str, evaluation_data_uri: str, teacher_replay_uri: str) -> str:
+def run_digest(**uris: str) -> str:
     """sha256 hex over the contents of all inputs and over the library's code.
 
     Local files are read in blocks; of objects in a store that names their content, generation,
-    checksum and size count and nothing is downloaded. "" counts as absent. Names count relative to
-    the folder or glob, so moving the data keeps the digest and renaming a part changes it.
+    checksum and size count and nothing is downloaded. Names count relative to the folder or glob,
+    so moving the data keeps the digest and renaming a part changes it.
+
+    Args:
+        uris: role → what `pipestill.data.source.list_files` takes; "" counts as absent.
 
     Raises:
         UserError: where an input cannot be found or read.
     """
     whole = hashlib.sha256(code_digest().encode())
-    for role, uri in (
-        ("dataset", dataset_uri),
-        ("evaluation", evaluation_data_uri),
-        ("replay", teacher_replay_uri),
-    ):
-        whole.update(f"\n{role}:{content_digest(uri) if uri else 'absent'}".encode())
+    for role, uri in sorted(uris.items()):
+        if uri:
+            whole.update(f"\n{role}:{content_digest(uri)}".encode())
     return whole.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Reads the rows of a reference in order: JSON lines, JSON lists, CSV and Parquet."""
+"""Reads the rows of a reference in order: JSON lines, JSON lists, CSV (packed too), Parquet."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ from typing import IO, Any, NoReturn
 from pipestill.data import lines
 from pipestill.data.csv_rows import read_csv
 from pipestill.data.detect import PARSERS, detect
+from pipestill.data.gzipped import unpacked
 from pipestill.data.json_list import split_list
 from pipestill.data.raw import BadRow, Raw, RowProblem, bad_row
 from pipestill.data.source import SourceFile, list_files, open_file, readable
@@ -36,9 +37,17 @@ def read_records(uri: str, data_format: str = "auto") -> Iterator[Raw | BadRow]:
 
 def read_file(file: SourceFile, data_format: str = "auto") -> Iterator[Raw | BadRow]:
     """Yields the rows of one file."""
-    with readable(file.name), open_file(file) as stream:
+    with readable(file.name), open_file(file) as opened:
+        stream = unpacked(opened, file.name)
         wanted = data_format if data_format in PARSERS else "auto"
-        yield from READERS[detect(stream, file.name, wanted)](stream, file.name)
+        kind = detect(stream, file.name, wanted)
+        if kind == "parquet" and stream is not opened:
+            raise UserError(
+                "DATA_FORMAT",
+                f"{file.name}: found Parquet within gzip, which cannot be read piece by piece",
+                "unpack it: Parquet is compressed inside",
+            )
+        yield from READERS[kind](stream, file.name)
 
 
 def _read_json_lines(stream: IO[bytes], name: str) -> Iterator[Raw | BadRow]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -25,6 +25,9 @@ class Row:
     fields: dict[str, Any]
 
 
+Convert = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
+
 def read_rows(uri: str, config: DataConfig) -> Iterator[Row | BadRow]:
     """Yields good rows and rejects in source order; stops after `config.max_rows` source rows.
 
@@ -32,13 +35,31 @@ def read_rows(uri: str, config: DataConfig) -> Iterator[Row | BadRow]:
         UserError: ``DATA_FORMAT_UNKNOWN`` and those of `pipestill.data.read.read_records`.
     """
     check_format(config.data_format)
-    for source_row, item in enumerate(read_records(uri, config.data_format)):
-        if 0 < config.max_rows <= source_row:
+
+    def convert(value: dict[str, Any]) -> list[dict[str, Any]]:
+        return _converted(value, config)
+
+    return read_with(uri, convert, config.data_format, config.max_rows)
+
+
+def read_with(
+    uri: str, convert: Convert, data_format: str = "auto", max_rows: int = 0
+) -> Iterator[Row | BadRow]:
+    """As `read_rows`, by a function from an object to the fields of its rows.
+
+    Args:
+        uri: see `pipestill.data.source.list_files`.
+        convert: raises `RowProblem` for an object that it cannot use.
+        data_format: what `pipestill.data.read.read_records` takes.
+        max_rows: source rows to read; 0 = all.
+    """
+    for source_row, item in enumerate(read_records(uri, data_format)):
+        if 0 < max_rows <= source_row:
             return
         if isinstance(item, BadRow):
             yield dataclasses.replace(item, source_row=source_row)
         else:
-            yield from _rows_of(item, source_row, config)
+            yield from _rows_of(item, source_row, convert, data_format)
 
 
 def check_format(name: str) -> None:
@@ -50,15 +71,17 @@ def check_format(name: str) -> None:
         )
 
 
-def _rows_of(raw: Raw, source_row: int, config: DataConfig) -> Iterator[Row | BadRow]:
+def _rows_of(
+    raw: Raw, source_row: int, convert: Convert, data_format: str
+) -> Iterator[Row | BadRow]:
     try:
         if not isinstance(raw.value, dict):
             raise RowProblem("(row)", "not_an_object", raw.value)
-        for fields in _converted(raw.value, config):
+        for fields in convert(raw.value):
             yield Row(raw.file, raw.line, source_row, fields)
     except RowProblem as problem:
         guess = likely_format(set(raw.value)) if problem.reason == "missing_field" else ""
-        if guess not in ("", config.data_format):
+        if guess not in ("", data_format):
             problem.detail = f"the row looks like data_format {guess}"
         yield bad_row(raw.file, raw.line, problem, source_row)
 
@@ -107,3 +130,13 @@ def as_text(row: Mapping[str, Any], field: str) -> str | None:
     if not math.isfinite(value):
         raise RowProblem(field, "bad_number", str(value))
     return str(int(value)) if value == int(value) else str(value)
+
+
+def unused(name: str, used: set[str]) -> str:
+    """`name`, with a number where it is taken; it is then in `used`."""
+    found, number = name, 1
+    while found in used:
+        number += 1
+        found = f"{name}-{number}"
+    used.add(found)
+    return found

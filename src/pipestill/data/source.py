@@ -1,7 +1,7 @@
 """Where rows come from: one reference → the files it names, each with a way to open it.
 
 A reference is a local file, folder or glob, ``gs://…``, ``hf://…`` or ``pocket:train`` and
-``pocket:eval`` for the embedded task. Nothing else is opened: no http, no other object stores.
+the like for the embedded task. Nothing else is opened: no http, no other object stores.
 """
 
 import difflib
@@ -19,11 +19,13 @@ from typing import IO, Any
 from pipestill.data.text import excerpt, printable
 from pipestill.errors import UserError
 
-ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+ENDINGS = (*TEXTS, ".parquet", *(f"{ending}.gz" for ending in TEXTS))
 # scheme → (module that must be installed, the extra that installs it)
 REMOTE = {"gs": ("gcsfs", "gcp"), "hf": ("huggingface_hub", "hub")}
-POCKET = {"pocket:train": "train.jsonl", "pocket:eval": "eval.jsonl"}
-_ALLOWED = "allowed: a local file, folder or glob, gs://…, hf://…, pocket:train, pocket:eval"
+_EMBEDDED = ("train", "eval", "teacher", "preferences", "prompts", "replies")
+POCKET = {f"pocket:{name}": f"{name}.jsonl" for name in _EMBEDDED}
+_ALLOWED = f"allowed: a local file, folder or glob, gs://…, hf://…, {', '.join(POCKET)}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _some(uri: str, paths: list[str], inside: list[str]) -> list[SourceFile]:
     seen = f"found {printable(', '.join(inside[:5]))}" if inside else "nothing found"
     raise UserError(
         "DATA_NOT_FOUND",
-        f"{printable(uri)}: no data files ({seen}; allowed endings: {' '.join(ENDINGS)})",
+        f"{printable(uri)}: no data files ({seen}; allowed endings: {' '.join(TEXTS)}, each also "
+        "with .gz, and .parquet)",
         "name a file, or a glob such as folder/*.jsonl",
     )
 

@@ -94,6 +94,14 @@ class Renderer:
         """The messages of a conversation, with the system message that holds by default."""
         return chat.messages_of(text, self.instruction)
 
+    def whole_length(self, text: str) -> int:
+        """Tokens of a conversation that nothing is cut from.
+
+        Raises:
+            UserError: ``CHAT_TEMPLATE``.
+        """
+        return len(self._chat_ids(chat.prompt_text(self.tokenizer, self.messages(text))))
+
     def answer_part(self, text: str) -> str:
         """What stands before the separator: the answer of a label-then-rationale student."""
         return text.split(SEPARATOR, 1)[0].strip()

@@ -1,14 +1,15 @@
 """The web application: Vertex AI's prediction contract over an `Engine`.
 
-``POST`` predict route: ``{"instances": ["…" or {"input_text": "…"}], "parameters": {…}}`` →
-``{"predictions": [{"output_text": "…", …}]}``. ``GET`` health route: 200 once the model answers,
-else 503. Every error is ``{"error": "…"}`` in one sentence.
+``POST`` predict route: ``{"instances": ["…"], "parameters": {…}}`` → ``{"predictions":
+[{"output_text": "…", …}]}``; an instance is a text, ``{"input_text": "…"}`` or, for a chat model,
+``{"messages": [{"role": "user", "content": "…"}, …]}``. ``GET`` health route: 200 once the model
+answers, else 503. Every error is ``{"error": "…"}`` in one sentence.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
@@ -17,15 +18,29 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     FailFast,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from pipestill.serving.engine import Engine, InputTooLongError, NotReadyError, QueueFullError
+from pipestill.data.convert_chat import turns_of
+from pipestill.data.raw import REASONS, RowProblem
+from pipestill.models.chat import Conversation
+from pipestill.serving.engine import (
+    Engine,
+    InputRefusedError,
+    InputTooLongError,
+    NotReadyError,
+    QueueFullError,
+)
 from pipestill.serving.settings import Settings
+
+TEXT, CHAT = "(text)", "(chat)"  # kinds of instances, in the places of validation errors
 
 
 def _as_object(value: Any) -> Any:
@@ -56,6 +71,46 @@ class Instance(BaseModel):
 
     model_config = ConfigDict(strict=True)
     input_text: Annotated[str, BeforeValidator(_not_blank)]
+    field: ClassVar[str] = "input_text"
+
+    def text(self) -> str:
+        return self.input_text
+
+
+class Chat(BaseModel):
+    """One conversation that the user speaks last in, as rows of chats are written for training."""
+
+    model_config = ConfigDict(strict=True)
+    messages: list[Any]
+    context: str = ""
+    field: ClassVar[str] = "messages"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _either(cls, value: Any) -> Any:
+        if "input_text" in value:
+            raise ValueError("input_text and messages are both given, one is allowed")
+        return value
+
+    @model_validator(mode="after")
+    def _in_turns(self) -> "Chat":
+        try:
+            _, turns = turns_of({"messages": self.messages, "context": self.context})
+        except RowProblem as problem:
+            raise ValueError(f"{problem.field} {REASONS[problem.reason]}") from problem
+        if turns[-1][0] != "user":
+            raise ValueError("the last of messages must be the user's")
+        return self
+
+    def text(self) -> Conversation:
+        context, turns = turns_of({"messages": self.messages, "context": self.context})
+        system = [("system", context)] if context else []
+        told = [{"role": role, "content": content} for role, content in [*system, *turns]]
+        return Conversation(turns[-1][1], told)
+
+
+def _kind(value: Any) -> str:
+    return CHAT if isinstance(value, dict) and "messages" in value else TEXT
 
 
 class Parameters(BaseModel):
@@ -71,7 +126,13 @@ class PredictionRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
     instances: Annotated[
-        list[Annotated[Instance, BeforeValidator(_as_object)]],
+        list[
+            Annotated[
+                Annotated[Instance, BeforeValidator(_as_object), Tag(TEXT)]
+                | Annotated[Chat, Tag(CHAT)],
+                Discriminator(_kind),
+            ]
+        ],
         Field(min_length=1),
         FailFast(),
         BeforeValidator(_not_too_many),
@@ -106,16 +167,18 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         wanted = asked.parameters or Parameters()
         try:
             future = engine.submit(
-                [instance.input_text for instance in asked.instances],
+                [instance.text() for instance in asked.instances],
                 max_output_tokens=wanted.max_output_tokens or settings.max_output_tokens,
                 explain=wanted.explain,
             )
             return {"predictions": await asyncio.wrap_future(future)}
         except InputTooLongError as error:
-            field = f"instances[{error.index}].input_text"
+            field = f"instances[{error.index}].{asked.instances[error.index].field}"
             raise HTTPException(
                 400, f"{field}: longer than {error.limit} tokens, which is what the model reads"
             ) from error
+        except InputRefusedError as error:
+            raise HTTPException(400, f"instances[{error.index}].messages: {error}") from error
         except QueueFullError as error:
             raise HTTPException(429, f"busy: {error}", {"Retry-After": "1"}) from error
         except NotReadyError as error:
@@ -155,6 +218,8 @@ def _sentence(error: ValidationError) -> str:
     """The first error, with its place: ``instances[3].input_text: Field required``."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in first["loc"]
+        if part not in (TEXT, CHAT)
     ).lstrip(".")
     return f"{path or 'body'}: {first['msg'].removeprefix('Value error, ')}"

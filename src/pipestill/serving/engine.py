@@ -13,6 +13,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pipestill.errors import UserError
+from pipestill.models.chat import Conversation
+
 log = logging.getLogger("pipestill.serving")
 PROBE = "Is anybody there?"
 Answer = dict[str, Any]
@@ -47,6 +50,14 @@ class InputTooLongError(Exception):
     def __init__(self, index: int, limit: int) -> None:
         self.index, self.limit = index, limit
         super().__init__(f"instance {index} is longer than {limit} tokens")
+
+
+class InputRefusedError(Exception):
+    """A conversation that this model cannot be given; `index` says which instance."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        self.index = index
+        super().__init__(reason)
 
 
 @dataclass
@@ -173,7 +184,7 @@ class Engine:
     def _run(self, student: Answerer, jobs: list[Job]) -> None:
         wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         try:
-            fitting = [job for job in wanted if not _refused_as_too_long(student, job)]
+            fitting = [job for job in wanted if not _refused(student, job)]
             answers = iter(_answers(student, fitting))
             for job in fitting:
                 job.future.set_result([next(answers) for _ in job.texts])
@@ -202,8 +213,16 @@ def _kind(error: Exception) -> str:
     return type(error).__name__
 
 
-def _refused_as_too_long(student: Answerer, job: Job) -> bool:
-    """Refuses the whole request where an input would be cut: a cut question has a wrong answer."""
+def _refused(student: Answerer, job: Job) -> bool:
+    """Refuses the whole request where an input would be cut: a cut question has a wrong answer.
+
+    So it does where a conversation is asked of a model that does not read any, or not this one.
+    """
+    for index, text in enumerate(job.texts):
+        refusal = _no_chat(student, index, text) if isinstance(text, Conversation) else None
+        if refusal:
+            job.future.set_exception(refusal)
+            return True
     for task in ("predict", "explain") if job.explain else ("predict",):
         for index, prompt in enumerate(student.renderer.prompts(task, job.texts)):
             if prompt.truncated:
@@ -211,6 +230,19 @@ def _refused_as_too_long(student: Answerer, job: Job) -> bool:
                 job.future.set_exception(InputTooLongError(index, limit))
                 return True
     return False
+
+
+def _no_chat(student: Answerer, index: int, text: str) -> Exception | None:
+    """Why a conversation is refused. It is rendered once here: shortening it could take hours."""
+    renderer = student.renderer
+    if renderer.style != "chat":
+        found = f"this model is not tuned for chat (its style is {renderer.style})"
+        return InputRefusedError(index, f"{found}, give it an input_text")
+    try:
+        too_long = renderer.whole_length(text) > renderer.max_input_tokens
+    except UserError as error:
+        return InputRefusedError(index, error.message)
+    return InputTooLongError(index, renderer.max_input_tokens) if too_long else None
 
 
 def _answers(student: Answerer, jobs: list[Job]) -> list[Answer]:

@@ -149,7 +149,8 @@ def blocks(model: Any) -> list[Any]:
     """The repeated layers, as the model class itself names them; none where it names none."""
     named = (getattr(module, "_no_split_modules", None) for module in model.modules())
     names = set(next(filter(None, named), ()))
-    return [module for module in model.modules() if type(module).__name__ in names]
+    # A sharded layer's class is a new one, made from the class that is named.
+    return [m for m in model.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
 
 
 def reshard(root: Any) -> None:

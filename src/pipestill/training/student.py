@@ -22,6 +22,7 @@ from pipestill.training.launch import over_processes
 from pipestill.training.learning_rate import chosen
 from pipestill.training.loop import fit
 from pipestill.training.objectives import OBJECTIVES, Targets
+from pipestill.training.packing import with_packing
 from pipestill.training.progress import Progress
 from pipestill.training.step import Job
 from pipestill.training.tensorboard import Scalars
@@ -33,6 +34,7 @@ COUNTS = (
     "evaluation_interval",
     "checkpoint_interval",
 )
+SWITCHES, SWITCH = ("packing", "compile"), ("auto", "on", "off")
 
 
 @over_processes
@@ -67,7 +69,8 @@ def train_student(
         WorkError: ``LOSS_NOT_FINITE``.
     """
     objective, seed = parse_run(run)
-    check(config, {"alpha": (0 <= config.alpha <= 1, "0 to 1")})
+    fraction = (0 < config.rationale_fraction <= 1, "above 0 to 1")
+    check(config, {"alpha": (0 <= config.alpha <= 1, "0 to 1"), "rationale_fraction": fraction})
     use_threads()
     world = join()
     rows = list(read_jsonl(training_rows_path, Labelled))
@@ -173,7 +176,7 @@ def make_job(
     seed: int,
     config: TrainConfig,
 ) -> Job:
-    """Tokenises the rows and settles rate, alpha and precision.
+    """Tokenises the rows and settles rate, alpha, precision and packing.
 
     Where the objective has no rationale at all, or alpha is 1, rationales would only add zeros:
     they are left out and the run is standard fine-tuning, bit for bit.
@@ -193,12 +196,13 @@ def make_job(
         train=encoded,
         validation=encode(validation, make(validation, seed), renderer) if validation else None,
         lengths=row_lengths(train),
-        shape=shape_of(loaded, autocast),
+        shape=with_packing(loaded.model, shape_of(loaded, autocast), encoded, config.packing),
         config=config,
         alpha=1.0 if alone else config.alpha,
         rate=rate,
         seed=seed,
         ids=[row.id for row in train],
+        rationale_fraction=config.rationale_fraction,
     )
 
 
@@ -244,6 +248,8 @@ def check(
     }
     for name in COUNTS:
         rules[name] = (getattr(config, name) >= 1, "1 or more")
+    for name in SWITCHES:
+        rules[name] = (getattr(config, name, "auto") in SWITCH, ", ".join(SWITCH))
     for name, (fine, allowed) in rules.items():
         if not fine:
             raise UserError(

@@ -22,12 +22,10 @@ from pipestill.records import Example, Labelled, read_jsonl
 from pipestill.training import checkpoint as checkpoints
 from pipestill.training.audit import Audit, audit
 from pipestill.training.batches import encode
-from pipestill.training.compiling import compile_blocks
 from pipestill.training.distributed import join
 from pipestill.training.forward import shape_of
 from pipestill.training.launch import over_processes
 from pipestill.training.objectives import label_only
-from pipestill.training.packing import with_packing
 from pipestill.training.step import Job
 from pipestill.training.student import (
     audit_job,
@@ -46,7 +44,6 @@ OBJECTIVE = "tuned"
 # task → how its rows are written for the model
 STYLES = {"text": "plain", "code": "plain", "chat": "chat"}
 METHODS = ("full", "lora")
-SWITCH = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -241,10 +238,8 @@ def _job(loaded: Loaded, renderer: Renderer, rows: Rows, config: TuneConfig) -> 
     )
     if config.gradient_checkpointing:
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-    compile_blocks(loaded.model, config.compile, job.shape.device)
-    shape = with_packing(loaded.model, job.shape, job.train, config.packing)
     higher = lora.HIGHER_RATE if config.method == "lora" and not config.learning_rate else 1.0
-    return dataclasses.replace(job, shape=shape, rate=job.rate * higher)
+    return dataclasses.replace(job, rate=job.rate * higher)
 
 
 def _adapted(loaded: Loaded, config: TuneConfig) -> Any:
@@ -287,8 +282,6 @@ def _check(config: TuneConfig) -> None:
         {
             "task": (config.task in STYLES, ", ".join(STYLES)),
             "method": (config.method in METHODS, ", ".join(METHODS)),
-            "packing": (config.packing in SWITCH, ", ".join(SWITCH)),
-            "compile": (config.compile in SWITCH, ", ".join(SWITCH)),
             "lora_rank": (config.lora_rank >= 1, "1 or more"),
             "lora_alpha": (config.lora_alpha > 0, "above 0"),
             "lora_dropout": (0 <= config.lora_dropout < 1, "0 to below 1"),
