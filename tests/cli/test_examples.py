@@ -17,15 +17,18 @@ def test_there_are_examples():
     assert {"tune_text", "tune_chat", "tune_code"} <= names
 
 
+PIPELINES = {"tune": "supervised_tuning", "distill": "distill", "rlhf": "rlhf"}
+
+
 def pipeline_of(path: Path) -> str:
-    return "supervised_tuning" if path.stem.startswith("tune_") else "distill_step_by_step"
+    return PIPELINES.get(path.stem.partition("_")[0], "distill_step_by_step")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, monkeypatch):
     monkeypatch.chdir(path.parents[1])
     found = load(str(path), [], parameter_types(pipelines.build(pipeline_of(path))))
-    assert found["dataset_uri"]
+    assert found.get("dataset_uri") or found["preference_dataset"]
     assert found["title"]
     assert all(len(line) <= 100 for line in path.read_text(encoding="utf-8").splitlines())
     if path.stem.endswith("_palm"):

@@ -15,10 +15,14 @@ PAIRS = [(name, profile) for name in pipelines.PIPELINES for profile in PROFILES
 HEAVY = {
     "distill_step_by_step": ("teacher-label", "rationale-extract", "student-train", "evaluate"),
     "supervised_tuning": ("supervised-tune", "evaluate-tuned"),
+    "distill": ("teacher-prepare", "teacher-logits", "distill-train", "evaluate-distilled"),
+    "rlhf": ("teacher-prepare", "reward-model-train", "policy-train", "evaluate-policy"),
 }
 LIGHT = {
     "distill_step_by_step": ("data-digest", "data-prep", "collect-rows", "report", "deploy"),
     "supervised_tuning": ("data-digest", "data-prep", "report-tuned", "deploy-tuned"),
+    "distill": ("data-digest", "data-prep", "report-distilled", "deploy"),
+    "rlhf": ("data-digest", "preference-prep", "gate", "report-rlhf", "deploy-policy"),
 }
 
 
@@ -80,6 +84,14 @@ def test_light_steps_are_plain_tasks_with_requests(name, profile):
         assert "accelerator" not in container["resources"]
 
 
+@pytest.mark.parametrize(("name", "profile"), PAIRS)
+def test_heavy_steps_are_repeated_three_times_and_light_ones_once(name, profile):
+    found = {step: task.get("retryPolicy", {}) for step, task in tasks(load(name, profile))}
+    for step, count in [(s, 3) for s in HEAVY[name]] + [(s, 1) for s in LIGHT[name]]:
+        assert found[step]["maxRetryCount"] == count, step
+        assert found[step]["backoffDuration"] == "60s"
+
+
 def tasks(spec: dict):
     yield from spec["root"]["dag"]["tasks"].items()
     for component in spec["components"].values():
@@ -99,7 +111,8 @@ def test_caching_rests_on_the_digest(name, profile):
         for step, component in spec["components"].items()
         if "cache_key" in component.get("inputDefinitions", {}).get("parameters", {})
     ]
-    assert keyed == sorted(f"comp-{step}" for step in ("data-prep", *HEAVY[name]))
+    prepared = "preference-prep" if name == "rlhf" else "data-prep"
+    assert keyed == sorted(f"comp-{step}" for step in (prepared, *HEAVY[name]))
 
 
 @pytest.mark.parametrize(("name", "profile"), PAIRS)

@@ -19,8 +19,11 @@ import yaml
 from pipestill.errors import UserError
 
 FREE_SECTIONS = ("data", "train", "student", "evaluate", "evaluation", "eval", "report", "deploy")
-SUGAR = ("seeds", "arms", "num_shards")
+SUGAR = ("seeds", "arms", "num_shards", "sizes", "controls")
 ARMS = ("dss", "label_only", "shuffled")
+FAMILIES = ("response", "feature", "relation", "self", "on_policy")
+CONTROLS = ("teacher_labels", "gold")
+DISTILLING = "on_policy_fraction"  # a parameter by which the pipeline `distill` is known
 LONGEST_FILE = 1_000_000  # bytes
 TYPES = {
     "STRING": str,
@@ -55,6 +58,7 @@ def load(
     given = read_file(Path(path), allowed) if path else {}
     given |= read_assignments(assignments, allowed)
     folder = Path(path).parent if path else Path()
+    given = expand_objectives(given) if DISTILLING in allowed else given
     given = expand_sugar(given)
     return {
         name: resolve_path(name, coerce(name, setting, allowed[name]), folder)
@@ -194,6 +198,33 @@ def expand_sugar(given: dict[str, Setting]) -> dict[str, Setting]:
             raise _type_error("num_shards", setting, "a whole number from 1 to 100")
         rest["shards"] = Setting([f"{i}/{count}" for i in range(count)], setting.where)
     return rest
+
+
+def expand_objectives(given: dict[str, Setting]) -> dict[str, Setting]:
+    """Pipeline `distill`: ``objective`` × ``sizes``, with their ``controls``, as ``arms``.
+
+    ``objective`` is one, several in a list, or ``all``; ``sizes`` are numbers of layers. The first
+    of each is the student that is served. Unless ``arms`` or ``runs`` say otherwise.
+    """
+    if "runs" in given or "arms" in given or not {"objective", "sizes", "seeds"} & given.keys():
+        return given
+    chosen = given.get("objective", Setting("response", "default"))
+    every = chosen.value == "all"
+    names = list(FAMILIES) if every else chosen.value
+    names = _words(Setting([names] if isinstance(names, str) else names, chosen.where), "objective")
+    usual = Setting(list(CONTROLS if every else CONTROLS[:1]), "default")
+    controls = _words(given.get("controls", usual), "controls")
+    sizes = given.get("sizes", Setting([""], "default"))
+    if not isinstance(sizes.value, list) or not sizes.value:
+        raise _type_error("sizes", sizes, "a list of numbers of layers such as [2, 5+1]")
+    ends = [f"@{size}" if size != "" else "" for size in sizes.value]
+    arms = [f"{name}{end}" for end in ends for name in [*names, *controls]]
+    rest = {name: item for name, item in given.items() if name not in ("sizes", "controls")}
+    return {
+        **rest,
+        "arms": Setting(list(dict.fromkeys(arms)), chosen.where),
+        "objective": Setting(f"{names[0]}{ends[0]}", chosen.where),
+    }
 
 
 def _seeds(setting: Setting) -> list[int]:

@@ -9,13 +9,22 @@ LABELS = {
     "label_only": "Label only",
     "shuffled": "Shuffled rationales",
     "tuned": "Tuned",
+    "response": "Response",
+    "feature": "Feature",
+    "relation": "Relation",
+    "self": "Self-distillation",
+    "on_policy": "On-policy",
+    "teacher_labels": "Teacher's answers",
+    "gold": "Gold labels",
     "base": "Untrained base",
+    "teacher": "Teacher",
     "teacher_recorded": "Teacher, recorded",
     "teacher_few_shot": "Teacher, few-shot",
 }
 # Names a reader of the summary may rely on, whatever the run contained.
 PROMISED = ("dss", "label_only", "shuffled", "teacher_few_shot", "base")
 TEACHER_ALIAS = "teacher_few_shot"
+TEACHERS = ("teacher", "teacher_recorded", TEACHER_ALIAS)
 
 _SHOTS = re.compile(r"teacher_(\d+)_shot")
 
@@ -33,15 +42,29 @@ def shots_of(arm: str) -> int:
 
 def is_teacher(arm: str) -> bool:
     """Whether the arm is the teacher rather than a student or the base."""
-    return arm.startswith("teacher_")
+    return arm in TEACHERS or shots_of(arm) >= 0
 
 
 def label(arm: str) -> str:
-    """The arm's name in words, for example ``Teacher, 5 shots``."""
+    """The arm's name in words, such as ``Teacher, 5 shots`` or ``Response, reverse kl, @2``."""
     shots = shots_of(arm)
     if shots >= 0:
         return f"Teacher, {shots} shot{'' if shots == 1 else 's'}"
-    return LABELS.get(arm, arm.replace("_", " "))
+    name, variant, layers = _parts(arm)
+    words = [LABELS.get(name, name.replace("_", " ")), variant.replace("_", " ")]
+    return ", ".join(filter(None, [*words, f"{layers} layers" if layers else ""]))
+
+
+def family(arm: str) -> str:
+    """``feature/cka@2`` → ``feature``; another arm as it is."""
+    return _parts(arm)[0]
+
+
+def _parts(arm: str) -> tuple[str, str, str]:
+    """``feature/cka@2`` → ("feature", "cka", "2"); what is not there is empty."""
+    name, _, layers = arm.partition("@")
+    family, _, variant = name.partition("/")
+    return family, variant, layers
 
 
 def ordered(arms: Iterable[str]) -> list[str]:
@@ -52,7 +75,8 @@ def ordered(arms: Iterable[str]) -> list[str]:
     def place(arm: str) -> tuple[float, int, str]:
         if shots_of(arm) >= 0:
             return (len(places), shots_of(arm), arm)
-        return (places.index(arm) if arm in LABELS else unknown, 0, arm)
+        name = family(arm)
+        return (places.index(name) if name in LABELS else unknown, 0, arm)
 
     return sorted(arms, key=place)
 

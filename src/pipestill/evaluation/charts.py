@@ -25,7 +25,7 @@ from pipestill.evaluation.svg import (
     tag,
     text,
 )
-from pipestill.evaluation.wording import number, percent
+from pipestill.evaluation.wording import big_number, number, percent
 
 WIDE, NARROW = 720.0, 350.0
 
@@ -48,6 +48,17 @@ class Curve:
 
     arm: str
     points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Points of any two figures. `style` is an arm's name, which gives colour and marker."""
+
+    name: str
+    style: str
+    points: tuple[tuple[float, float], ...]
+    joined: bool = True
+    dots: bool = True
 
 
 def both_widths(draw: Callable[[float], Markup], *, wide: float = WIDE) -> Markup:
@@ -104,7 +115,7 @@ def scatter_chart(points: Sequence[ArmPoint], x_title: str, width: float) -> Mar
     x_axis = Axis(low=x_ticks[0], high=x_ticks[-1], start=left + 10, end=width - right, log=True)
     y_axis = Axis(low=y_ticks[0], high=y_ticks[-1], start=bottom, end=top)
     every = 1 if len(x_ticks) <= 7 else 3
-    shown = [(tick, f"{tick:g}") for at, tick in enumerate(x_ticks) if at % every == 0]
+    shown = [(tick, _tick(tick)) for at, tick in enumerate(x_ticks) if at % every == 0]
     parts = _x_grid(x_axis, shown, top, bottom) + _y_grid(y_axis, y_ticks, left, width - right)
     parts.append(text(x_title, (left + width - right) / 2, height - 6, anchor="middle"))
     places = [(x_axis.at(p.x), y_axis.at(p.accuracy)) for p in points]
@@ -116,6 +127,10 @@ def scatter_chart(points: Sequence[ArmPoint], x_title: str, width: float) -> Mar
     words = "; ".join(f"{label(p.arm)} {percent(p.accuracy)} at {number(p.x)}" for p in points)
     name = "scatter-" + "-".join(x_title.lower().split()[:2])
     return figure(name, f"Accuracy against {x_title}", words, width, height, parts)
+
+
+def _tick(value: float) -> str:
+    return big_number(value) if value >= 1e5 else f"{value:g}"
 
 
 def _labels(
@@ -174,6 +189,43 @@ def curves_chart(curves: Sequence[Curve], title: str, top_loss: float, width: fl
         parts.append(tag("g", join(inner), class_=arm_class(curve.arm)))
     words = "; ".join(f"{label(c.arm)} ends at {c.points[-1][1]:.3f}" for c in curves)
     return figure("-".join(title.lower().split()), title, words, width, height, parts)
+
+
+def trace_chart(
+    traces: Sequence[Trace], titles: tuple[str, str], width: float, name: str = "trace"
+) -> Markup:
+    """One figure against another, on linear axes that hold all points.
+
+    Args:
+        traces: one at least, each with a point at least.
+        titles: of the x axis and of the y axis.
+        width: of the drawing.
+        name: of the drawing on its page.
+    """
+    left, right, top, height = 48.0, 12.0, 30.0, 260.0
+    bottom = height - 42
+    xs, ys = ([point[i] for trace in traces for point in trace.points] for i in (0, 1))
+    x_ticks, y_ticks = linear_ticks(min(xs), max(xs)), linear_ticks(min(ys), max(ys))
+    x_axis = Axis(low=x_ticks[0], high=x_ticks[-1], start=left + 10, end=width - right)
+    y_axis = Axis(low=y_ticks[0], high=y_ticks[-1], start=bottom, end=top)
+    parts = _x_grid(x_axis, [(tick, f"{tick:g}") for tick in x_ticks], top, bottom)
+    parts += _y_grid(y_axis, y_ticks, left, width - right, as_percent=False)
+    parts.append(text(titles[0], (left + width - right) / 2, height - 6, anchor="middle"))
+    parts.append(text(titles[1], 0, 14))
+    for trace in traces:
+        places = [(x_axis.at(x), y_axis.at(y)) for x, y in trace.points]
+        inner = []
+        if trace.joined and len(places) > 1:
+            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            inner.append(tag("path", d=path, class_="curve"))
+        if trace.dots or len(places) == 1:
+            inner += [marker(trace.style, x, y, 4.0) for x, y in places]
+        parts.append(tag("g", join(inner), class_=arm_class(trace.style)))
+    words = "; ".join(
+        f"{t.name} from {t.points[0][1]:.3g} to {t.points[-1][1]:.3g}" for t in traces
+    )
+    title = f"{titles[1]} against {titles[0]}"
+    return figure(name, title, words, width, height, parts)
 
 
 def _x_grid(

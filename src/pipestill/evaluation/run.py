@@ -82,7 +82,7 @@ def evaluate_arms(
     for arm, milliseconds in {**spent, **teacher_spent}.items():
         arms[arm] |= percentiles(milliseconds)
     runs = set(first.values()) | {(arm, -1) for arm in teachers}
-    latency = _latency({**spent, **teacher_spent}, runs, timed)
+    latency = latency_of({**spent, **teacher_spent}, runs, timed)
     predictions = [
         dataclasses.replace(item, latency_ms=latency.get((item.arm, item.seed, item.id)))
         for item in [*predictions, *asked]
@@ -91,7 +91,7 @@ def evaluate_arms(
     return {
         "rows": len(rows),
         "metric": metric,
-        "arms": {arm: {**facts, **_scores(predictions, arm)} for arm, facts in arms.items()},
+        "arms": {arm: {**facts, **mean_scores(predictions, arm)} for arm, facts in arms.items()},
         "curves": {f"{arm}:{seed}": read_curve(path) for path, (arm, seed) in students.items()},
         "latency_rows": len(timed),
         "threads": torch.get_num_threads(),
@@ -104,7 +104,7 @@ def evaluate_arms(
     }
 
 
-def _latency(
+def latency_of(
     spent: Mapping[str, Sequence[float]], runs: Iterable[tuple[str, int]], rows: Sequence[Example]
 ) -> dict[tuple[str, int, str], float]:
     """(arm, seed, row id) → milliseconds, of the runs that were timed row by row."""
@@ -152,7 +152,7 @@ def parse_shots(text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def _scores(predictions: Sequence[Prediction], arm: str) -> Mapping[str, Any]:
+def mean_scores(predictions: Sequence[Prediction], arm: str) -> Mapping[str, Any]:
     """Accuracy by seed and mean tokens per row of an arm; nothing for an arm without answers."""
     own = [item for item in predictions if item.arm == arm]
     if not own:

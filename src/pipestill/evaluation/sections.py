@@ -37,6 +37,13 @@ READINGS = {
     "cannot_tell": ("cannot tell", "open"),
 }
 
+COSTS = {
+    "prompt_tokens": "prompt tokens per row",
+    "p50_ms": "p50 latency, ms",
+    "params": "parameters",
+    "train_cpu_seconds": "training, CPU seconds",
+}
+
 # Keys of a trainer's metrics that are worth a column, where they are there.
 TRAINING_COLUMNS = {
     "steps": "Steps",
@@ -113,7 +120,7 @@ def _points(summary: Mapping[str, Any], cost: str = "") -> list[ArmPoint]:
             x=float(entry[cost]) if cost else 0.0,
         )
         for arm, entry in entries
-        if entry["accuracy"] is not None and (not cost or entry[cost])
+        if entry["accuracy"] is not None and (not cost or entry.get(cost))
     ]
 
 
@@ -122,10 +129,13 @@ def accuracy(summary: Mapping[str, Any]) -> Markup:
     return both_widths(partial(accuracy_chart, _points(summary)), wide=960.0)
 
 
-def scatters(summary: Mapping[str, Any]) -> list[Markup]:
-    """Accuracy against prompt tokens and against latency, each where two arms have the figure."""
+def scatters(
+    summary: Mapping[str, Any], costs: Sequence[str] = ("prompt_tokens", "p50_ms")
+) -> list[Markup]:
+    """Accuracy against each cost of `COSTS` that two arms have a figure for."""
     charts = []
-    for cost, title in (("prompt_tokens", "prompt tokens per row"), ("p50_ms", "p50 latency, ms")):
+    for cost in costs:
+        title = COSTS[cost]
         points = _points(summary, cost)
         if len(points) > 1:
             charts.append(both_widths(partial(scatter_chart, points, title), wide=HALF))

@@ -149,3 +149,28 @@ def verdict(difference_ci: tuple[float, float]) -> str:
     if low > 0:
         return "better"
     return "worse" if high < 0 else "cannot_tell"
+
+
+def bootstrap_p(first_samples: Scores, second_samples: Scores) -> float:
+    """Two-sided p-value that two arms are equally good, from their paired replicates.
+
+    Twice the smaller share of replicates on either side of 0, never below what the number of
+    replicates can show (Davison and Hinkley 1997, section 4.2.3).
+    """
+    gap = first_samples - second_samples
+    smaller = min(int((gap <= 0).sum()), int((gap >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (len(gap) + 1))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """The p-values adjusted for their number (Holm 1979): the family-wise error stays below each.
+
+    Returns:
+        name → adjusted p-value, at most 1, in the order given.
+    """
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipestill.config import EvalConfig
@@ -24,6 +25,8 @@ TOGETHER_BYTES = 2_000_000_000
 
 Run = tuple[str, int]
 Arms = dict[str, dict[str, Any]]
+AskedLike = Mapping[str, Mapping[str, Any]]
+NO_OTHER: AskedLike = MappingProxyType({})
 
 
 def student_runs(student_paths: Sequence[str]) -> dict[str, Run]:
@@ -55,7 +58,11 @@ def student_runs(student_paths: Sequence[str]) -> dict[str, Run]:
 
 
 def answer_all(
-    models: Mapping[str, Run], rows: Sequence[Example], config: EvalConfig, metric: str
+    models: Mapping[str, Run],
+    rows: Sequence[Example],
+    config: EvalConfig,
+    metric: str,
+    asked_like: AskedLike = NO_OTHER,
 ) -> tuple[list[Prediction], Arms]:
     """Answers of every model, one model in memory at a time.
 
@@ -64,6 +71,7 @@ def answer_all(
         rows: held-out rows.
         config: sizes.
         metric: of `pipestill.evaluation.scoring.METRICS`.
+        asked_like: folder or reference → description of the model whose prompts it is to read.
 
     Returns:
         The predictions, and per arm mean tokens per row, parameters and bytes.
@@ -77,7 +85,7 @@ def answer_all(
     inputs = [row.input_text for row in rows]
     for path, (arm, seed) in models.items():
         begun = time.perf_counter()
-        student = Student.load(path)
+        student = Student.load(path, asked_like.get(path, {}))
         found = student.answer(inputs, batch_size=config.eval_batch_size, max_new_tokens=limit)
         own = [_prediction(*pair, arm, seed, metric) for pair in zip(rows, found, strict=True)]
         predictions += own
@@ -172,7 +180,11 @@ def first_seeds(models: Mapping[str, Run]) -> dict[str, Run]:
 
 
 def time_models(
-    first: Mapping[str, Run], arms: Arms, inputs: Sequence[str], limit: int
+    first: Mapping[str, Run],
+    arms: Arms,
+    inputs: Sequence[str],
+    limit: int,
+    asked_like: AskedLike = NO_OTHER,
 ) -> dict[str, list[float]]:
     """Milliseconds per row of each arm's first model at batch size 1.
 
@@ -181,12 +193,16 @@ def time_models(
         arms: from `answer_all`, for the sizes.
         inputs: the rows to time.
         limit: most tokens of an answer.
+        asked_like: as in `answer_all`.
     """
     together = sum(arms[arm]["bytes"] for arm, _ in first.values()) <= TOGETHER_BYTES
     groups = [list(first)] if together else [[path] for path in first]
     spent: dict[str, list[float]] = {}
     for group in groups:
-        callers = {first[path][0]: _one_by_one(Student.load(path), limit) for path in group}
+        callers = {
+            first[path][0]: _one_by_one(Student.load(path, asked_like.get(path, {})), limit)
+            for path in group
+        }
         spent |= time_rows(callers, inputs)
     return spent
 

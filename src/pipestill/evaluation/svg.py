@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from pipestill.evaluation.arms import is_teacher
+from pipestill.evaluation.arms import family, is_teacher
 
 # Shape and colour say the same, so that neither is needed to read a chart.
 SHAPES = {
@@ -16,6 +16,13 @@ SHAPES = {
     "label_then_rationale": "diamond",
     "label_only": "square",
     "shuffled": "triangle",
+    "response": "circle",
+    "feature": "diamond",
+    "relation": "triangle",
+    "self": "pentagon",
+    "on_policy": "circle",
+    "teacher_labels": "square",
+    "gold": "square",
     "base": "cross",
 }
 CHARACTER_WIDTH = 6.7  # of the 12 px system font, on average; only used to keep labels apart
@@ -44,7 +51,7 @@ def arm_class(arm: str) -> str:
     """The class that gives an arm its colour, from a closed set (`arm` may be anybody's text)."""
     if is_teacher(arm):
         return "arm-teacher"
-    return f"arm-{arm}" if arm in SHAPES else "arm-other"
+    return f"arm-{family(arm)}" if family(arm) in SHAPES else "arm-other"
 
 
 def figure(
@@ -73,7 +80,7 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
 
 def marker(arm: str, x: float, y: float, size: float = 6.0) -> Markup:
     """The arm's shape, centred; filled with its colour."""
-    shape = "pentagon" if is_teacher(arm) else SHAPES.get(arm, "circle")
+    shape = "pentagon" if is_teacher(arm) else SHAPES.get(family(arm), "circle")
     if shape == "circle":
         return tag("circle", cx=x, cy=y, r=size, class_="dot")
     if shape == "cross":

@@ -60,8 +60,8 @@ def encode(rows: Sequence[Labelled], targets: Targets, renderer: Renderer) -> En
             prompts[i] = prompt
     written = _target_ids(flat, renderer)
     numbers = iter(range(len(flat)))
-    source, source_start, source_length = _flatten([prompt.ids for prompt in prompts])
-    target, target_start, target_length = _flatten([ids for ids, _, _ in written])
+    source, source_start, source_length = flatten([prompt.ids for prompt in prompts])
+    target, target_start, target_length = flatten([ids for ids, _, _ in written])
     return Encoded(
         source=source,
         source_start=source_start,
@@ -143,7 +143,8 @@ def gather(flat: Any, start: Any, length: Any, fill: int) -> tuple[Any, Any]:
     return flat[index].long().masked_fill_(~real, fill), real
 
 
-def _flatten(rows: Sequence[Sequence[int]]) -> tuple[Any, Any, Any]:
+def flatten(rows: Sequence[Sequence[int]]) -> tuple[Any, Any, Any]:
+    """Lists of ids end to end in one int32 tensor, and where each starts and how long it is."""
     import torch
 
     length = torch.tensor([len(row) for row in rows], dtype=torch.long)

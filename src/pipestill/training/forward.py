@@ -8,6 +8,7 @@ to the length of rationales; and a decoder-only model may take several examples 
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +56,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: encoder inputs (empty for decoder-only models) and one or two pieces."""
+    """One forward pass: encoder inputs (empty for decoder-only models) and one or two pieces.
+
+    Where several sequences have one input, the encoder reads it once: `inputs` then says which of
+    its rows belongs to each sequence. It is None where every sequence has a row of its own.
+    """
 
     encoder: dict[str, Any]
     pieces: tuple[Piece, ...]
+    inputs: Any = None
 
     @property
     def group(self) -> Any:
@@ -106,7 +112,7 @@ def batch_nll(model: Any, batch: Batch, shape: Shape) -> Any:
 
     parts = []
     rows = rows_per_chunk(vocabulary(model))
-    with _autocast(shape):
+    with computing(shape):
         for piece, inputs in _inputs(model, batch):
             if len(piece.labels) <= rows or not has_body(model):
                 logits = position_logits(model, inputs, piece.positions)
@@ -117,9 +123,76 @@ def batch_nll(model: Any, batch: Batch, shape: Shape) -> Any:
     return torch.cat(parts)
 
 
+def batch_states(model: Any, batch: Batch, shape: Shape) -> Any:
+    """(N, D) what the LM head reads at every target position, in the order of `batch_nll`.
+
+    `reading_head` makes logits of them, which are these states where the head does not stand apart.
+    """
+    import torch
+
+    read = position_states if has_body(model) else position_logits
+    with computing(shape):
+        found = [read(model, inputs, piece.positions) for piece, inputs in _inputs(model, batch)]
+    return torch.cat(found)
+
+
+def recorded(model: Any, batch: Batch, shape: Shape, **flags: bool) -> tuple[Any, Any, Any]:
+    """`batch_states` of a batch of one piece, with what the model records on the way.
+
+    Args:
+        model: any model.
+        batch: made with ``shape.may_split`` off.
+        shape: of the model.
+        flags: ``output_hidden_states``, ``output_attentions``.
+
+    Returns:
+        (N, D) states, the model's output, and the encoder's (None for decoder-only models).
+    """
+    (piece,) = batch.pieces
+    inputs, encoder, found = dict(piece.inputs), None, []
+
+    def keep(states: Any) -> Any:
+        found.append(states.flatten(0, 1).index_select(0, piece.positions))
+        return states[:1, :0]
+
+    with computing(shape):
+        if batch.encoder:
+            encoder = model.get_encoder()(**batch.encoder, **flags)
+            inputs["encoder_outputs"] = (encoder.last_hidden_state,)
+            inputs["attention_mask"] = batch.encoder["attention_mask"]
+        with _head_reads(model, keep):
+            output = model(**_with_mask(model, inputs), use_cache=False, **flags)
+    return found[0], output, encoder
+
+
+def reading_head(model: Any) -> Callable[[Any], Any]:
+    """What makes logits of `batch_states`: the LM head, or nothing where it has run already."""
+    return head_of(model) if has_body(model) else _same
+
+
+def batch_labels(batch: Batch) -> Any:
+    """(N,) the id of every target token, in the order of `batch_nll`."""
+    import torch
+
+    return torch.cat([piece.labels for piece in batch.pieces])
+
+
+def batch_rows(batch: Batch) -> Any:
+    """(N,) which sequence of the batch every target token belongs to, in the order of `batch_nll`.
+
+    The batch's sequences are numbered as `collate` sorts them: by the length of their target.
+    """
+    import torch
+
+    starts = itertools.accumulate((piece.rows for piece in batch.pieces), initial=0)
+    return torch.cat(
+        [piece.row + start for piece, start in zip(batch.pieces, starts, strict=False)]
+    )
+
+
 def batch_logits(model: Any, batch: Batch, shape: Shape) -> Iterator[tuple[Piece, Any]]:
     """Every piece with all of its (N, V) logits; `batch_chunks` needs less memory."""
-    with _autocast(shape):
+    with computing(shape):
         for piece, inputs in _inputs(model, batch):
             yield piece, position_logits(model, inputs, piece.positions)
 
@@ -135,7 +208,7 @@ def batch_chunks(model: Any, batch: Batch, shape: Shape) -> Iterator[tuple[Piece
             yield piece, slice(None), logits
         return
     head, rows = head_of(model), rows_per_chunk(vocabulary(model))
-    with _autocast(shape):
+    with computing(shape):
         for piece, inputs in _inputs(model, batch):
             states = position_states(model, inputs, piece.positions)
             for start in range(0, len(states), rows):
@@ -188,7 +261,8 @@ def head_of(model: Any) -> Callable[[Any], Any]:
 
     def head(states: Any) -> Any:
         nothing = states.new_zeros(1, 1, states.shape[-1])
-        token = torch.zeros(1, 1, dtype=torch.long, device=states.device)
+        # Nobody reads the token, but a padding one would make the model warn of a missing mask.
+        token = torch.full((1, 1), int(model.config.pad_token_id == 0), device=states.device)
         if model.config.is_encoder_decoder:
             inputs = {"encoder_outputs": (nothing,), "decoder_input_ids": token}
         else:
@@ -269,7 +343,8 @@ def _same(logits: Any) -> Any:
     return logits
 
 
-def _autocast(shape: Shape) -> Any:
+def computing(shape: Shape) -> Any:
+    """The context in which a model of this shape computes: its autocast type, if it has one."""
     import torch
 
     kind = torch.device(shape.device).type
@@ -304,20 +379,27 @@ def _encoded(model: Any, batch: Batch) -> Iterator[dict[str, Any]]:
     if not batch.encoder:
         return iter([{} for _ in batch.pieces])
     rows = [piece.rows for piece in batch.pieces]
-    states = model.get_encoder()(**batch.encoder).last_hidden_state.split(rows)
-    masks = batch.encoder["attention_mask"].split(rows)
-    pairs = zip(states, masks, strict=True)
+    states = model.get_encoder()(**batch.encoder).last_hidden_state
+    masks = batch.encoder["attention_mask"]
+    if batch.inputs is not None:
+        states, masks = states[batch.inputs], masks[batch.inputs]
+    pairs = zip(states.split(rows), masks.split(rows), strict=True)
     return ({"encoder_outputs": (state,), "attention_mask": mask} for state, mask in pairs)
 
 
 def _encoder_decoder(data: Encoded, chosen: Any, shape: Shape) -> Batch:
-    ids, real = gather(
-        data.source, data.source_start[chosen], data.source_length[chosen], shape.pad
-    )
+    import torch
+
+    places = torch.stack([data.source_start[chosen], data.source_length[chosen]], dim=1)
+    different, inputs = places.unique(dim=0, return_inverse=True)
+    shares = len(different) < len(chosen)
+    read = chosen.new_empty(len(different)).scatter_(0, inputs, chosen) if shares else chosen
+    ids, real = gather(data.source, data.source_start[read], data.source_length[read], shape.pad)
     encoder = {"input_ids": ids.to(shape.device), "attention_mask": real.long().to(shape.device)}
     first = split_point(data.target_length[chosen].tolist()) if shape.may_split else 0
     parts = [chosen[:first], chosen[first:]] if first else [chosen]
-    return Batch(encoder, tuple(_decoder_piece(data, part, shape) for part in parts))
+    pieces = tuple(_decoder_piece(data, part, shape) for part in parts)
+    return Batch(encoder, pieces, inputs.to(shape.device) if shares else None)
 
 
 def _decoder_piece(data: Encoded, chosen: Any, shape: Shape) -> Piece:
