@@ -144,7 +144,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         )
         place.settle(answers, "Ask the teacher", heavy=True)
 
-        with dsl.ParallelFor(runs, name="students") as run:
+        with place.each(runs, "students") as run:
             student = train_student(
                 training_rows=answers.outputs["training_rows"],
                 store=answers.outputs["store"],

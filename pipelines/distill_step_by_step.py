@@ -139,7 +139,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         data = data_prep(**settings(data_prep, given))
         place.settle(data, "Prepare data")
 
-        with dsl.ParallelFor(shards, name="shards") as shard:
+        with place.each(shards, "shards") as shard:
             labelled = label_rows(
                 train=data.outputs["train"],
                 evaluation=data.outputs["evaluation"],
@@ -162,7 +162,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         )
         place.settle(rows, "Collect rows")
 
-        with dsl.ParallelFor(runs, name="students") as run:
+        with place.each(runs, "students") as run:
             student = train_student(
                 training_rows=rows.outputs["training_rows"],
                 run=run,

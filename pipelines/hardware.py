@@ -27,6 +27,8 @@ class Profile:
 
     `cpu` and `memory` are what a plain task asks for (Vertex stops at 96 vCPU and 624 GB);
     `retries` is how often a failed heavy step is repeated, from its journal or checkpoint on.
+    `parallelism` is how many iterations of a loop (students, shards) run at one time, each with a
+    machine and its quota of its own; 0 = all of them.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Profile:
     cpu: str = "4"
     memory: str = "16G"
     retries: int = 3
+    parallelism: int = 0
 
 
 PROFILES = {
@@ -54,6 +57,7 @@ PROFILES = {
             machine_type="a2-ultragpu-8g",
             accelerator_type="NVIDIA_A100_80GB",
             accelerator_count=8,
+            parallelism=1,
             boot_disk_gb=500,
         ),
         Profile(
@@ -64,6 +68,7 @@ PROFILES = {
             machine_type="cloud-tpu",
             accelerator_type="TPU_V3",
             accelerator_count=64,
+            parallelism=1,
             boot_disk_gb=100,
         ),
     )

@@ -36,6 +36,12 @@ class Placement:
             return {}
         return {"encryption_spec_key_name": encryption_spec_key_name, "tensorboard": tensorboard}
 
+    def each(self, items: Any, name: str) -> Any:
+        """A loop over `items`, as many at one time as the profile has machines for."""
+        from kfp import dsl
+
+        return dsl.ParallelFor(items, name=name, parallelism=self.profile.parallelism or None)
+
     def settle(self, task: Any, title: str, *, heavy: bool = False, cached: bool = True) -> Any:
         """Sets display name, caching, resources and retries of a task, and returns it."""
         task.set_display_name(title).set_caching_options(cached)
