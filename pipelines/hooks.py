@@ -1,6 +1,6 @@
 """What one local run changes about KFP's local runner, for its own time and in this process only.
 
-KFP starts the steps, passes artifacts and caches. Four of its habits do not suit a person at a
+KFP starts the steps, passes artifacts and caches. Five of its habits do not suit a person at a
 terminal, and `hooked` changes them without touching the installed package:
 
 - it prints everything and hides the cause of a failure: each step gets its own log file here, and
@@ -8,6 +8,8 @@ terminal, and `hooked` changes them without touching the installed package:
 - after a failure it starts the other iterations of a ParallelFor all the same: here they are not;
 - inside a ParallelFor it replaces another task's output parameter (our `cache_key`) by the loop
   item: here the parameter keeps its value;
+- it waits minutes before it repeats a step that failed: here `Steps.run` has decided by then
+  whether a step is worth repeating, and nothing waits;
 - its cache key knows a model folder or a prompt file by path alone: here by content as well.
 """
 
@@ -17,6 +19,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pipestill.errors import WorkError
@@ -34,12 +37,13 @@ def hooked(steps: Steps, cache_root: Path) -> Iterator[None]:
     """
     try:
         from kfp.local import cache, subprocess_task_handler
-        from kfp.local.orchestrator import task_spec_utils
+        from kfp.local.orchestrator import task_executor, task_spec_utils
 
         step_cache = make_cache(steps, cache_root)
         replacements = (
             (subprocess_task_handler, "run_local_subprocess", steps.run),
             (cache, "get_local_cache", lambda: step_cache),
+            (task_executor, "time", SimpleNamespace(sleep=lambda seconds: None)),
             (
                 task_spec_utils,
                 "create_parameter_loop_iteration_task_spec",

@@ -141,7 +141,9 @@ def refuse_unsafe(config: Mapping[str, Any], out: Path) -> None:
 def step_environment(config: Mapping[str, Any]) -> dict[str, str]:
     """Environment of every step: quiet tokenizers, and no hub look-ups where all is local."""
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    references = [value for name, value in config.items() if name.endswith("_model_reference")]
+    references = [
+        value for name, value in config.items() if name.endswith("_model_reference") and value
+    ]
     remote = any(str(value).startswith("hf://") for value in config.values())
     local = all(str(ref).startswith("pocket-") or os.path.isdir(str(ref)) for ref in references)
     if local and not remote:

@@ -57,6 +57,14 @@ def test_a_failed_step_is_not_repeated(run, kind, error):
     assert run.calls == ["b:1"]
 
 
+def test_a_failure_is_told_at_once(tmp_path):
+    """The steps' retries, with minutes between them, are for the platform."""
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="nowhere"):
+        run_local("supervised_tuning", {"dataset_uri": str(tmp_path / "nowhere.jsonl")}, tmp_path)
+    assert time.monotonic() - begun < 50
+
+
 def test_a_step_that_is_killed_every_time_fails_in_the_end(run):
     with pytest.raises(WorkError, match="signal 9"):
         run(fail="kill:b:1", runs=["b:1"])

@@ -281,15 +281,15 @@ def _type_error(name: str, setting: Setting, allowed: str) -> UserError:
 def resolve_path(name: str, value: Any, folder: Path) -> Any:
     """A relative path as an absolute one: from the working directory, else from the file's folder.
 
-    Only what can be a local path is touched: ``…_uri`` and ``…_dir``, and local model folders and
-    prompt files that exist.
+    Only what can be a local path is touched: ``…_uri``, ``…_dir`` and ``…_dataset``, and local
+    model folders and prompt files that exist.
     """
     if not isinstance(value, str) or not value or "://" in value or os.path.isabs(value):
         return value
     if value.split(":")[0] in ("pocket", "hf") and ":" in value:
         return value
     here, beside = Path.cwd() / value, Path.cwd() / folder / value
-    if name.endswith(("_uri", "_dir")):
+    if name.endswith(("_uri", "_dir", "_dataset")):
         return os.path.normpath(beside if not _exists(here) and _exists(beside) else here)
     if name.endswith(("_model_reference", "_prompt")):
         found = next((path for path in (here, beside) if path.exists()), None)

@@ -38,6 +38,7 @@ from pipestill.serving.engine import (
     NotReadyError,
     QueueFullError,
 )
+from pipestill.serving.request_log import RequestLog
 from pipestill.serving.settings import Settings
 
 TEXT, CHAT = "(text)", "(chat)"  # kinds of instances, in the places of validation errors
@@ -71,6 +72,7 @@ class Instance(BaseModel):
 
     model_config = ConfigDict(strict=True)
     input_text: Annotated[str, BeforeValidator(_not_blank)]
+    consent: bool = False  # to be kept in the request log, where the server has one
     field: ClassVar[str] = "input_text"
 
     def text(self) -> str:
@@ -83,6 +85,7 @@ class Chat(BaseModel):
     model_config = ConfigDict(strict=True)
     messages: list[Any]
     context: str = ""
+    consent: bool = False
     field: ClassVar[str] = "messages"
 
     @model_validator(mode="before")
@@ -140,14 +143,16 @@ class PredictionRequest(BaseModel):
     parameters: Parameters | None = None
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application; the engine starts and stops with it."""
+def create_app(engine: Engine, settings: Settings, log: RequestLog | None = None) -> FastAPI:
+    """The application; the engine starts and stops with it, and the request log is closed."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
         await asyncio.to_thread(engine.stop)
+        if log is not None:
+            log.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -171,7 +176,10 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
                 max_output_tokens=wanted.max_output_tokens or settings.max_output_tokens,
                 explain=wanted.explain,
             )
-            return {"predictions": await asyncio.wrap_future(future)}
+            answers = await asyncio.wrap_future(future)
+            if log is not None:
+                await asyncio.to_thread(log.add, asked.instances, answers)
+            return {"predictions": answers}
         except InputTooLongError as error:
             field = f"instances[{error.index}].{asked.instances[error.index].field}"
             raise HTTPException(

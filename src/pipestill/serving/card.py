@@ -1,6 +1,7 @@
 """The model card that travels with a served student."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 _LIMITS = """\
@@ -9,6 +10,8 @@ confidence, and wrongly.
 - Its rationales are text that it learned to write. They need not be the reason for its answer.
 - It repeats mistakes and biases of its teacher and of its training data.
 - Input longer than {max_input_tokens} tokens is refused."""
+
+POLICIES = ("ppo", "rloo", "grpo", "dpo", "cdpo", "ipo")
 
 _USE = """\
 ## How to serve
@@ -34,7 +37,8 @@ def model_card(
         info: the student's `pipestill.json`.
         summary: the report's summary: arms, verdict sentence, data counts.
     """
-    base = facts["base_model"]
+    base = str(facts["base_model"])
+    base = Path(base).name if Path(base).is_absolute() else base  # a folder of the run says nothing
     rows = {
         "Base model": base,
         "Licence of the base model": _licence(base),
@@ -46,9 +50,9 @@ def model_card(
     }
     parts = [
         f"# {_line(facts['display_name'])}",
-        "A model tuned by pipestill." if "task" in info else "A student distilled by pipestill.",
+        _kind(info),
         _table(rows.items()),
-        "## Held-out accuracy",
+        "## Held-out results",
         _accuracy(facts["objective"], summary),
         "## Data",
         _table((key, value) for key, value in _data(info, summary)),
@@ -62,6 +66,12 @@ def model_card(
     return "\n\n".join(part for part in parts if part)
 
 
+def _kind(info: Mapping[str, Any]) -> str:
+    if info.get("objective") in POLICIES:
+        return "A policy trained by pipestill on preferences or their rewards."
+    return "A model tuned by pipestill." if "task" in info else "A student distilled by pipestill."
+
+
 def _licence(base: str) -> str:
     from pipestill.models.catalogue import find
 
@@ -71,8 +81,10 @@ def _licence(base: str) -> str:
 
 def _accuracy(objective: str, summary: Mapping[str, Any]) -> str:
     arm = (summary.get("arms") or {}).get(objective) or {}
+    sentence = summary.get("verdict_sentence") or summary.get("verdict")
     if arm.get("accuracy") is None:
-        return "Not measured in this run."
+        told = _line(f"Verdict of the run: {sentence}") if sentence else ""
+        return told or "Not measured in this run."
     text = f"{_percent(arm['accuracy'])}"
     if arm.get("ci95"):
         low, high = arm["ci95"]
@@ -82,7 +94,6 @@ def _accuracy(objective: str, summary: Mapping[str, Any]) -> str:
         text += f", the mean over {len(seeds)} seeds of this objective"
     if summary.get("rows"):
         text += f", on {summary['rows']} rows"
-    sentence = summary.get("verdict_sentence") or summary.get("verdict")
     return f"{text}. None of these rows chose the seed.\n\n" + _line(f"Verdict: {sentence or '-'}")
 
 

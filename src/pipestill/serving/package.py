@@ -70,7 +70,7 @@ def package_student(
         objective: whose student to serve.
         display_name: name in the card; empty = student and date.
         deploy_dir: another place for the same folder; what stood there is kept as
-            ``<deploy_dir>.previous``. Empty = none.
+            ``<deploy_dir>.previous``, in a bucket (``gs://``) under its own digest. Empty = none.
 
     Returns:
         The folder to serve (`deploy_dir` where given), and facts about the model: display_name,
@@ -94,7 +94,7 @@ def package_student(
         facts["parameters"] = _smoke_request(work)
         _swap(work, target, keep_previous=False)
     if deploy_dir:
-        return str(deploy(target, Path(deploy_dir))), facts
+        return str(deploy(target, deploy_dir)), facts
     return str(target), facts
 
 
@@ -115,13 +115,19 @@ def choose(candidates: Sequence[Candidate], objective: str) -> Candidate:
     return min(fitting, key=lambda item: item.score)
 
 
-def deploy(folder: Path, deploy_dir: Path) -> Path:
+def deploy(folder: Path, deploy_dir: str | Path) -> str | Path:
     """Copies a packaged folder to `deploy_dir` by rename; the old one stays as ``.previous``.
+
+    In a bucket (``gs://``) it is published as `pipestill.cloud.storage.upload_folder` does.
 
     Raises:
         UserError: ``DEPLOY_DIR`` where it cannot be written, or holds something else than a model.
     """
-    target = deploy_dir.expanduser().absolute()
+    if str(deploy_dir).startswith("gs://"):
+        from pipestill.cloud.storage import upload_folder
+
+        return upload_folder(folder, str(deploy_dir))
+    target = Path(deploy_dir).expanduser().absolute()
     if target.exists() and not (target / INFO_FILE).is_file() and any(_listed(target)):
         raise UserError(
             "DEPLOY_DIR",

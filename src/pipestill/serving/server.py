@@ -12,6 +12,7 @@ from pathlib import Path
 from pipestill.errors import PipestillError, UserError, WorkError
 from pipestill.serving.engine import Answerer, Engine
 from pipestill.serving.files import is_model_file
+from pipestill.serving.request_log import LogSettings, RequestLog
 from pipestill.serving.settings import Settings
 
 
@@ -41,7 +42,7 @@ def serve(model: str, settings: Settings) -> None:
             on_ready=lambda: print(curl_line(settings, port), flush=True),
             on_failure=lambda: setattr(server, "should_exit", True),
         )
-        app = create_app(engine, settings)
+        app = create_app(engine, settings, request_log(settings, model))
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=30, access_log=False)
         )
@@ -69,6 +70,18 @@ def _clean_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def request_log(settings: Settings, model: str) -> RequestLog | None:
+    """The log that the settings ask for.
+
+    Raises:
+        UserError: ``SERVE_LOG``.
+    """
+    if not settings.log_requests:
+        return None
+    kept = LogSettings(folder=settings.log_requests, share=settings.log_share)
+    return RequestLog(kept, model.rstrip("/").rpartition("/")[2])
+
+
 def load_student(folder: str) -> Answerer:
     """The student to serve; imported here because torch takes seconds."""
     from pipestill.models.student import Student
@@ -92,14 +105,20 @@ def local_copy(model: str) -> Iterator[str]:
     """`model` itself, or, for an address such as ``gs://…``, a temporary copy of its folder.
 
     Raises:
-        UserError: ``SERVE_STORAGE`` naming what could not be read.
+        UserError: ``SERVE_STORAGE`` naming what could not be read; of ``gs://…`` as
+            `pipestill.cloud.storage.download_folder`.
     """
     if "://" not in model:
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="pipestill-model-") as folder:
-        _download(model, Path(folder))
-        yield folder
+        if model.startswith("gs://"):
+            from pipestill.cloud.storage import download_folder
+
+            yield str(download_folder(model, is_model_file, Path(folder)))
+        else:
+            _download(model, Path(folder))
+            yield folder
 
 
 def _download(uri: str, folder: Path) -> None:
@@ -114,7 +133,7 @@ def _download(uri: str, folder: Path) -> None:
         raise UserError(
             "SERVE_STORAGE",
             f"{uri}: cannot be read ({type(error).__name__}: {str(error)[:200]})",
-            "check the address and the permissions; gs:// needs pip install 'pipestill[gcp]'",
+            "check the address and the permissions",
         ) from error
     if not names:
         raise UserError("SERVE_STORAGE", f"{uri}: holds no model file", "give a model's folder")

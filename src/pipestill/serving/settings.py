@@ -24,6 +24,8 @@ class Settings:
     max_instances: int = 128  # of one request
     max_body_bytes: int = 1_500_000  # Vertex's own limit, 1.5 MB
     max_output_tokens: int = 256  # where a request names none; the student's own limit holds too
+    log_requests: str = ""  # folder of the request log; "" = none
+    log_share: float = 1.0  # of the inputs with consent
 
 
 def settings_from(
@@ -32,6 +34,8 @@ def settings_from(
     host: str | None = None,
     port: int | None = None,
     max_batch: int | None = None,
+    log_requests: str = "",
+    log_share: float = 1.0,
 ) -> Settings:
     """Settings from Vertex's variables; arguments that are given win over them.
 
@@ -61,6 +65,8 @@ def settings_from(
         health_route=routes[0],
         predict_route=routes[1],
         max_batch=max_batch or Settings.max_batch,
+        log_requests=log_requests,
+        log_share=log_share,
     )
 
 
