@@ -101,7 +101,9 @@ def closing(summary: dict[str, Any], out: Path) -> str:
     from pipestill.evaluation.summary import format_table
 
     steps = summary["steps"]
-    lines = ["", format_table(summary), "", str(summary.get("verdict_sentence", ""))]
+    own = summary.get("table")
+    table = "\n".join(own) if own else format_table(summary)
+    lines = ["", table, "", str(summary.get("verdict_sentence", ""))]
     lines += [f"{note}" for note in summary.get("notes", [])]
     lines += [
         "",

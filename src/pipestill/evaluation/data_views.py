@@ -39,9 +39,11 @@ OUTCOMES = {
 LIBRARIES = ("torch", "transformers", "kfp", "numpy")
 
 
-def funnel(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def funnel(
+    data: Mapping[str, Any], stages: Sequence[tuple[str, str, str]] = FUNNEL
+) -> list[dict[str, Any]]:
     """The stages that the data step counted, with the width of their bar in percent."""
-    known = [(data[key], words, style) for key, words, style in FUNNEL if _counts(data.get(key))]
+    known = [(data[key], words, style) for key, words, style in stages if _counts(data.get(key))]
     most = max((count for count, _, _ in known), default=0)
     return [
         {
