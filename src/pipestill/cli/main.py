@@ -20,7 +20,10 @@ from pipestill.errors import PipestillError
 # command → (module, one line of help)
 COMMANDS = {
     "run": ("pipestill.cli.run", "run a pipeline on this machine"),
+    "submit": ("pipestill.cli.submit", "run a pipeline on Vertex AI or a Kubeflow server"),
+    "schedule": ("pipestill.cli.schedule", "run a pipeline on a calendar"),
     "compile": ("pipestill.cli.compile", "write pipelines as YAML for a hardware profile"),
+    "plan": ("pipestill.cli.plan", "say what a run takes and costs, and whether it can start"),
     "data": ("pipestill.cli.data", "check or convert data files"),
     "report": ("pipestill.cli.report", "show or rebuild the report of a run"),
     "serve": ("pipestill.cli.serve", "serve a trained student over HTTP"),

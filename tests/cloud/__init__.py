@@ -1,0 +1,1 @@
+"""The cloud room against loopback servers: real clients, checked requests, no network."""
