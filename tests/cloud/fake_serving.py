@@ -23,6 +23,7 @@ class Serving:
         self.batch_looks = 1
         self.predictor: Callable[[types.DeployedModel, list[Any]], list[Any]] = echo
         self.deploy_errors: list[tuple[int, str]] = []  # of the next deployments: rpc code, text
+        self.batch_run: Callable[[types.BatchPredictionJob], str] = lambda job: ""  # output folder
         self.watch: Callable[[str], None] = lambda rpc: None  # called after each change
 
     # models
@@ -43,7 +44,8 @@ class Serving:
         # Without this the client drops the machine type on deploy.
         dedicated = types.Model.DeploymentResourcesType.DEDICATED_RESOURCES
         model.supported_deployment_resources_types = [dedicated]
-        aliases = [*model.version_aliases, *(["default"] if not versions else [])]
+        own = ["default"] if not versions else []
+        aliases = list(dict.fromkeys([*model.version_aliases, *own]))
         model.version_aliases = []
         versions.append(model)
         self._move_aliases(name, model, aliases)
@@ -247,7 +249,13 @@ class Serving:
         if job.state in (types.JobState.JOB_STATE_PENDING, types.JobState.JOB_STATE_RUNNING):
             ended = self.looks[job.name] >= self.batch_looks
             states = types.JobState
-            job.state = states.JOB_STATE_SUCCEEDED if ended else states.JOB_STATE_RUNNING
+            if ended and job.error.code:
+                job.state = states.JOB_STATE_FAILED
+            elif ended:
+                job.output_info.gcs_output_directory = self.batch_run(job)
+                job.state = states.JOB_STATE_SUCCEEDED
+            else:
+                job.state = states.JOB_STATE_RUNNING
         return job
 
     def list_batch_prediction_jobs(self, request: Any) -> types.ListBatchPredictionJobsResponse:

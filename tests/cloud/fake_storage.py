@@ -5,6 +5,7 @@ resumable uploads, lists in pages, deletion, generation preconditions, checksums
 """
 
 import base64
+import contextlib
 import itertools
 import json
 import random
@@ -82,7 +83,7 @@ class FakeStorage:
 
     def fail(self, seed: int, rate: float, kinds: tuple[str, ...] = FAULTS) -> None:
         """From now on a share `rate` of the requests fails, in ways drawn from `kinds`."""
-        draw = random.Random(seed)  # noqa: S311
+        draw = random.Random(seed)
         self.plan = lambda method, path: draw.choice(kinds) if draw.random() < rate else ""
 
     def heal(self) -> None:
@@ -158,9 +159,11 @@ class FakeStorage:
         if begin >= total:
             return error(416, "the range is beyond the end")
         end = min(int(asked.group(2) or total), total - 1)
-        return 206, {**extra, "Content-Range": f"bytes {begin}-{end}/{total}"}, found.data[
-            begin : end + 1
-        ]
+        return (
+            206,
+            {**extra, "Content-Range": f"bytes {begin}-{end}/{total}"},
+            found.data[begin : end + 1],
+        )
 
     def _list(self, bucket: str, query: dict[str, str]) -> Answer:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -227,9 +230,7 @@ class FakeStorage:
         session.answer = self._store(session.key, session.data, session.facts, session.condition)
         return session.answer
 
-    def _store(
-        self, key: str, data: bytes, facts: dict[str, Any], condition: str | None
-    ) -> Answer:
+    def _store(self, key: str, data: bytes, facts: dict[str, Any], condition: str | None) -> Answer:
         given = facts.get("crc32c")
         assert given, "an upload without a checksum"
         if given != crc32c(data):
@@ -298,7 +299,7 @@ def handler(fake: FakeStorage) -> type[BaseHTTPRequestHandler]:
                 return self.send(503, {}, b"{}")
             self.send(code, extra, data, fault)
 
-        do_GET = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815
+        do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
         def send(self, code: int, extra: dict[str, str], data: bytes, fault: str = "") -> None:
             media = "X-Goog-Hash" in extra
@@ -329,10 +330,8 @@ def handler(fake: FakeStorage) -> type[BaseHTTPRequestHandler]:
             pass
 
         def finish(self) -> None:
-            try:
+            with contextlib.suppress(OSError, ValueError):  # it was broken off
                 super().finish()
-            except (OSError, ValueError):
-                pass
 
     return Handler
 

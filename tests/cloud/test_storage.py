@@ -330,9 +330,7 @@ def test_a_published_folder_is_read_and_the_one_before_it_stays(store, folder):
     assert read(first) == {"a.txt": "one a.txt", "b.txt": "one b.txt"}
 
 
-def test_publishing_that_is_killed_at_any_request_leaves_the_old_folder(
-    store, folder, monkeypatch
-):
+def test_publishing_that_is_killed_at_any_request_leaves_the_old_folder(store, folder, monkeypatch):
     storage.upload_folder(folder("one"), "gs://box/model")
     made, outcomes = folder("two"), []
     for after in range(100):

@@ -58,6 +58,12 @@ def test_nothing_helped_is_said_as_such():
     assert "falls behind" in worse["verdict_sentence"]
 
 
+def test_what_hurt_is_said_beside_what_helped():
+    found = summary({**SCORES, "self/ema": 0.4})
+    assert found["verdict"] == "better"
+    assert any(note.startswith("Self-distillation, ema falls behind") for note in found["notes"])
+
+
 def test_each_size_is_compared_with_its_own_control():
     scores = {"response@2": 0.6, "teacher_labels@2": 0.5, "teacher_labels": 0.8, "base": 0.2}
     found = summary(scores, training=[])

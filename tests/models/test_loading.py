@@ -63,18 +63,13 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_mark(folders, tmp_pat
 @pytest.mark.parametrize(
     ("reference", "code"),
     [("./no/such/folder", "MODEL_NOT_FOUND"), ("", "MODEL_NOT_FOUND"),
-     ("gs://bucket/model", "MODEL_REMOTE"), ("https://example.org/m", "MODEL_REMOTE")],
+     ("s3://bucket/model", "MODEL_REMOTE"), ("https://example.org/m", "MODEL_REMOTE")],
 )  # fmt: skip
 def test_a_reference_that_is_none(reference, code):
     with pytest.raises(UserError) as error:
         resolve_reference(reference)
     assert error.value.code == code
     assert "\n" not in str(error.value)
-
-
-def test_a_bucket_s_hint_names_the_mounted_path():
-    with pytest.raises(UserError, match="/gcs/bucket/model"):
-        resolve_reference("gs://bucket/model")
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch):

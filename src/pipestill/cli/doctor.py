@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _KEY_VARIABLES = ("OPENAI_API_KEY", "GEMINI_API_KEY", "HF_TOKEN")
-_CLOUD_PACKAGES = ("google-cloud-aiplatform", "google-cloud-storage", "gcsfs")
+_CLOUD_PACKAGES = ("google-cloud-aiplatform", "google-cloud-storage", "google-cloud-quotas")
 _NEEDED_DISK = 2 * 10**9
 
 

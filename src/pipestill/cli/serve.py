@@ -19,6 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--host", help="default: 127.0.0.1, and all interfaces where AIP_HTTP_PORT is set"
     )
     parser.add_argument("--max-batch", type=int, help="instances that share a call (default: 32)")
+    parser.add_argument(
+        "--log-requests", default="", metavar="DIR",
+        help="log inputs and answers whose sender consents, for retraining (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log-share", type=float, default=1.0, metavar="SHARE", help="share of them (default: 1)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -31,6 +38,13 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(
             "SERVE_NO_MODEL", "no model given", "pipestill serve MODEL_DIR, or set AIP_STORAGE_URI"
         )
-    settings = settings_from(os.environ, host=args.host, port=args.port, max_batch=args.max_batch)
+    settings = settings_from(
+        os.environ,
+        host=args.host,
+        port=args.port,
+        max_batch=args.max_batch,
+        log_requests=args.log_requests,
+        log_share=args.log_share,
+    )
     serve(model, settings)
     return 0

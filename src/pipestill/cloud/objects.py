@@ -168,6 +168,8 @@ def crc32c(source: IO[bytes]) -> tuple[int, str]:
 
 
 def _fetch(uri: str, sink: IO[bytes]) -> Stat:
+    with installed():
+        import urllib3
     bucket, name = split(uri)
 
     def once() -> Stat:
@@ -183,8 +185,9 @@ def _fetch(uri: str, sink: IO[bytes]) -> Stat:
                 sink, raw_download=True, checksum=None, retry=retry(), timeout=TIMEOUT_S
             )
         except Exception as error:
-            if is_absent(error):
-                raise Damaged("replaced while it was read") from error
+            # Clients before 3.0 do not ask again where the connection broke within the body.
+            if is_absent(error) or isinstance(error, urllib3.exceptions.HTTPError):
+                raise Damaged(f"replaced or cut off while it was read ({error})") from error
             raise
         got = crc32c(sink)
         if got != (found.size, found.crc32c):

@@ -1,8 +1,8 @@
 """The model registry: one model, a version per contents, one alias that names production.
 
-A version's description carries the digest of the served folder, so that the same folder is found
-again and never uploaded twice. (Labels would not do: the registry merges those of the model and of
-its versions.)
+A version's description carries the digest of what answers (the served files and the image), so that
+the same one is found again and never uploaded twice. (Labels would not do: the registry merges
+those of the model and of its versions.)
 """
 
 import re
@@ -111,7 +111,7 @@ def upload(
         display_name: the model's.
         parent: resource name.
         artifact_uri: ``gs://`` folder with the served files.
-        digest: 32 hex digits over the folder.
+        digest: 32 hex digits over the files and the image.
         image: the serving image; it keeps the contract of `pipestill.serving.settings`.
         labels: of the version.
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipestill.data.text import excerpt, printable
-from pipestill.errors import UserError
+from pipestill.errors import PipestillError, UserError
 
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 ENDINGS = (*TEXTS, ".parquet", *(f"{ending}.gz" for ending in TEXTS))
 # scheme → (module that must be installed, the extra that installs it)
-REMOTE = {"gs": ("gcsfs", "gcp"), "hf": ("huggingface_hub", "hub")}
+REMOTE = {"gs": ("google.cloud.storage", "gcp"), "hf": ("huggingface_hub", "hub")}
 _EMBEDDED = ("train", "eval", "teacher", "preferences", "prompts", "replies")
 POCKET = {f"pocket:{name}": f"{name}.jsonl" for name in _EMBEDDED}
 _ALLOWED = f"allowed: a local file, folder or glob, gs://…, hf://…, {', '.join(POCKET)}"
@@ -68,7 +68,7 @@ def readable(name: str) -> Iterator[None]:
     """Turns failures of opening and reading `name` into one-line errors."""
     try:
         yield
-    except UserError:
+    except PipestillError:
         raise
     except FileNotFoundError as error:
         raise _not_found(name) from error
@@ -169,15 +169,26 @@ def remote_filesystem(uri: str, scheme: str) -> Any:
     if scheme not in REMOTE:
         raise UserError("DATA_SCHEME", f"{printable(uri)}: {scheme}:// is not read here", _ALLOWED)
     module, extra = REMOTE[scheme]
-    if importlib.util.find_spec(module) is None:
+    if not _is_installed(module):
         raise UserError(
             "EXTRA_MISSING",
             f"{printable(uri)}: reading {scheme}:// needs the package {module}",
             f"pip install 'pipestill[{extra}]'",
         )
+    if scheme == "gs":
+        from pipestill.cloud.filesystem import CloudFiles
+
+        return CloudFiles()
     import fsspec
 
     return fsspec.filesystem(scheme)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that would hold it
+        return False
 
 
 def _not_found(name: str) -> UserError:

@@ -71,7 +71,7 @@ def distilled_summary(
     summary = {
         "verdict": _verdict(list(readings.values())),
         "verdict_sentence": _sentence(comparisons, readings, rows),
-        "notes": _notes(scores, arms, labels),
+        "notes": [*_fallen(comparisons, readings), *_notes(scores, arms, labels)],
         "rows": rows,
         "metric": evaluation.get("metric", "exact"),
         "arms": arms,
@@ -198,6 +198,18 @@ def _strongest(readings: Mapping[str, str]) -> str:
 def _gap(comparison: Mapping[str, Any]) -> str:
     low, high = (signed_points(bound) for bound in comparison["ci95"])
     return f"{signed_points(comparison['difference'])} points, 95 % CI {low} to {high}"
+
+
+def _fallen(comparisons: Mapping[str, Any], readings: Mapping[str, str]) -> list[str]:
+    """The objectives that hurt, where the verdict is about others that helped."""
+    if HELPED not in readings.values():
+        return []
+    return [
+        f"{label(name.partition('_vs_')[0])} falls behind plain training on the teacher's answers "
+        f"({_gap(comparisons[name])})."
+        for name, word in readings.items()
+        if word == HURT
+    ]
 
 
 def _notes(scores: ArmScores, arms: Mapping[str, Any], labels: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 A call's key is a digest of teacher, prompt, parameters and sample number, so the same question is
 never paid for twice, by whichever step or pipeline asks. Every process writes segment files of its
 own and nothing is ever rewritten, which also suits mounted object stores; readers merge all
-segments and skip a torn last line.
+segments and skip a torn last line. Under ``gs://`` a segment is a row of objects, one per batch.
 """
 
 import dataclasses
@@ -13,13 +13,16 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipestill.errors import UserError
 from pipestill.generation.teacher import Completion
+
+if TYPE_CHECKING:
+    from pipestill.cloud.parts import Parts
 
 # A mounted object store uploads the whole file at every flush, so segments stay small there.
 ROTATE_BYTES = 1 << 20
@@ -35,17 +38,21 @@ def call_key(fingerprint: str, subject: str, parameters: Mapping[str, Any], samp
 class Journal:
     """The folder ``<state_dir>/journal``; with an empty `state_dir`, a folder that is thrown away.
 
-    Use it as a context manager.
+    Use it as a context manager. `state_dir` is a local folder or ``gs://bucket/folder``.
 
     Raises:
-        UserError: ``STATE_DIR`` where the folder cannot be made or written.
+        UserError: ``STATE_DIR`` where the folder cannot be made or written; under ``gs://`` as
+            `pipestill.cloud.objects.write_bytes`.
     """
 
     def __init__(self, state_dir: str) -> None:
+        self._parts = _parts(state_dir)
         self._temporary = None if state_dir else tempfile.TemporaryDirectory(prefix="pipestill-")
         root = Path(self._temporary.name if self._temporary else state_dir).expanduser()
         self.folder = root / "journal"
         self._segment: TextIO | None = None
+        if self._parts is not None:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,6 +67,8 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._parts is not None:
+            self._parts.join()
         if self._segment is not None:
             self._segment.close()
         if self._temporary is not None:
@@ -68,21 +77,27 @@ class Journal:
     def find(self, keys: Collection[str]) -> dict[str, Completion]:
         """The finished calls among `keys`; the first record of a key wins."""
         wanted, found = set(keys), dict[str, Completion]()
-        for path in sorted(self.folder.glob("segment-*.jsonl")):
-            with path.open(encoding="utf-8", errors="replace") as source:
-                for line in source:
-                    record = _record(line)
-                    if record is not None and record[0] in wanted:
-                        found.setdefault(*record)
+        for line in self._parts.lines() if self._parts is not None else self._lines():
+            record = _record(line)
+            if record is not None and record[0] in wanted:
+                found.setdefault(*record)
         return found
 
+    def _lines(self) -> Iterator[str]:
+        for path in sorted(self.folder.glob("segment-*.jsonl")):
+            with path.open(encoding="utf-8", errors="replace") as source:
+                yield from source
+
     def append(self, records: Iterable[tuple[str, str, Completion]]) -> None:
-        """Writes finished calls (key, row id, completion) and flushes them to the disk."""
+        """Writes finished calls (key, row id, completion); they are safe when it returns."""
         lines = [
             json.dumps({"key": key, "row": row, **dataclasses.asdict(completion)}) + "\n"
             for key, row, completion in records
         ]
         if not lines:
+            return
+        if self._parts is not None:
+            self._parts.append("".join(lines))
             return
         try:
             segment = self._open_segment()
@@ -100,6 +115,14 @@ class Journal:
         name = f"segment-{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._segment = (self.folder / name).open("x", encoding="utf-8")
         return self._segment
+
+
+def _parts(state_dir: str) -> "Parts | None":
+    if not state_dir.startswith("gs://"):
+        return None
+    from pipestill.cloud.parts import Parts
+
+    return Parts(f"{state_dir.rstrip('/')}/journal")
 
 
 def _record(line: str) -> tuple[str, Completion] | None:

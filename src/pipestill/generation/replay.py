@@ -5,6 +5,7 @@ the order of the numbers in their names, so that ``part_10`` comes after ``part_
 """
 
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipestill.config import TeacherConfig
-from pipestill.data.source import natural_key
+from pipestill.data.source import list_files, natural_key, open_file, readable
 from pipestill.errors import UserError
 from pipestill.generation.teacher import (
     Batch,
@@ -36,8 +37,7 @@ class ReplayTeacher:
                 f"teacher_samples: found {config.samples}, allowed: 1 (one recorded answer a row)",
                 "set teacher_samples to 1 for the replay backend",
             )
-        paths = recorded_files(config.replay_uri)
-        self._texts = [text for path in paths for text in read_recorded(path)]
+        self._texts = recorded_texts(config.replay_uri)
         digest = hashlib.sha256()
         for text in self._texts:
             digest.update(text.encode("utf-8") + b"\0")
@@ -69,6 +69,22 @@ class ReplayTeacher:
         )
 
 
+def recorded_texts(uri: str) -> list[str]:
+    """The recorded answers of a path, a glob or a ``gs://`` address, files in numeric order.
+
+    Raises:
+        UserError: as `recorded_files` and `read_recorded`; of ``gs://`` as
+            `pipestill.data.source.list_files`.
+    """
+    if not uri.startswith("gs://"):
+        return [text for path in recorded_files(uri) for text in read_recorded(path)]
+    found = []
+    for file in list_files(uri):
+        with readable(file.name), open_file(file) as source:
+            found += _entries(file.name, source.read())
+    return found
+
+
 def recorded_files(uri: str) -> list[Path]:
     """The files that a path or a glob names, in numeric order.
 
@@ -97,8 +113,16 @@ def read_recorded(path: Path) -> list[str]:
         UserError: ``REPLAY_UNREADABLE`` with file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError("REPLAY_UNREADABLE", f"{path}: {error}", "correct the file") from error
+    return _entries(path, data)
+
+
+def _entries(path: Path | str, data: bytes) -> list[str]:
+    try:
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # any line end is "\n"
+    except UnicodeDecodeError as error:
         raise UserError("REPLAY_UNREADABLE", f"{path}: {error}", "correct the file") from error
     if text.lstrip().startswith("["):
         values = _loads(path, 1, text)
@@ -108,7 +132,7 @@ def read_recorded(path: Path) -> list[str]:
     return [_checked(path, number, _loads(path, number, line)) for number, line in lines]
 
 
-def _loads(path: Path, line: int, text: str) -> Any:
+def _loads(path: Path | str, line: int, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -119,7 +143,7 @@ def _loads(path: Path, line: int, text: str) -> Any:
         ) from error
 
 
-def _checked(path: Path, number: int, value: Any) -> str:
+def _checked(path: Path | str, number: int, value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(
             "REPLAY_UNREADABLE",

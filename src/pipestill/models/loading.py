@@ -1,8 +1,8 @@
 """Turns a model reference into a model and a tokenizer, and nothing else into either.
 
-A reference is the name of a pocket model, a local `save_pretrained` folder or a hub name (with
-``@revision`` where wanted). Weights come from safetensors only: pickled weights and code that
-travels with a model are never run.
+A reference is the name of a pocket model, a `save_pretrained` folder here or in a bucket
+(``gs://bucket/folder``) or a hub name (with ``@revision`` where wanted). Weights come from
+safetensors only: pickled weights and code that travels with a model are never run.
 """
 
 import hashlib
@@ -38,8 +38,11 @@ def resolve_reference(reference: str) -> str:
 
     Raises:
         UserError: ``MODEL_NOT_FOUND``, ``MODEL_INCOMPLETE`` (a folder that lacks a file),
-            ``MODEL_PICKLED`` or ``MODEL_REMOTE`` (``gs://`` and other addresses).
+            ``MODEL_PICKLED`` or ``MODEL_REMOTE`` (addresses other than ``gs://``); of a bucket, as
+            `pipestill.cloud.storage.download_folder`.
     """
+    if reference.startswith("gs://"):
+        return str(_checked_folder(_bucket_folder(reference), reference))
     if "://" in reference:
         raise _remote(reference)
     if reference in POCKET_NAMES:
@@ -224,21 +227,24 @@ def _pocket_folder(name: str) -> Path:
     return folder
 
 
+def _bucket_folder(reference: str) -> Path:
+    """A local copy, made once per contents; of weights only safetensors are copied."""
+    from pipestill.cloud.storage import download_folder
+    from pipestill.serving.files import is_model_file
+
+    return download_folder(reference, is_model_file)
+
+
 def _looks_like_a_path(reference: str) -> bool:
     return reference.startswith((".", "/", "~")) or reference.count("/") > 1 or not reference
 
 
 def _remote(reference: str) -> UserError:
     scheme = reference.split("://")[0]
-    hint = (
-        "on Vertex use the mounted path " + reference.replace("gs://", "/gcs/", 1)
-        if scheme == "gs"
-        else "give a local folder or a plain hub name"
-    )
     return UserError(
         "MODEL_REMOTE",
         f"model {reference!r}: weights are not read from {scheme}:// addresses",
-        f"{hint}, or copy the folder to local disk first",
+        "give a local folder, gs://BUCKET/FOLDER or a plain hub name",
     )
 
 
@@ -256,7 +262,7 @@ def _revision(revision: str) -> dict[str, str]:
 def _load_error(reference: str, error: Exception) -> UserError:
     """One line for whatever the loader raised: the first line of its message says what."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    if Path(reference).is_dir() or reference in POCKET_NAMES:
+    if Path(reference).is_dir() or reference in POCKET_NAMES or "://" in reference:
         return UserError(
             "MODEL_UNREADABLE",
             f"model {reference!r}: {type(error).__name__}: {first}",

@@ -24,7 +24,6 @@ from pipestill.models.loading import folder_fingerprint, resolve_reference
 from pipestill.models.student import ASKING, INFO_FILE, Generated, Student
 from pipestill.records import write_jsonl
 from pipestill.serving.batch_rows import Asked, fitting, read_shard
-from pipestill.serving.files import is_model_file
 from pipestill.training.distributed import World, any_of, current
 from pipestill.training.launch import over_processes
 
@@ -80,7 +79,8 @@ def predict_shard(
         rejects_path: JSONL of `BadRow`: rows that were not answered, each with its reason.
         model_reference: folder, pocket model, hub name or ``gs://`` folder.
         shard: ``i/n``: source rows whose number leaves i when divided by n.
-        state_dir: folder that outlives the run and holds the journal; empty = beside the output.
+        state_dir: folder or ``gs://`` folder that outlives the run and holds the journal; empty =
+            beside the output.
         batch_size: rows of a generate call.
         max_output_tokens: of an answer.
         explain: also a rationale.
@@ -103,7 +103,7 @@ def predict_shard(
     )
     check(config)
     rows, bad, total = read_shard(input_uri, shard)
-    student = Student.load(model_folder(model_reference))
+    student = Student.load(model_reference)
     tasks = ("predict", "explain") if explain else ("predict",)
     good, unfit = fitting(student, rows, tasks)
     bad = sorted([*bad, *unfit], key=lambda row: row.source_row)
@@ -112,8 +112,8 @@ def predict_shard(
         write_jsonl(rejects_path, bad)
     _check_share(bad, len(good) + len(bad), config)
     groups = _groups(student, good, config, tasks)
-    place = Path(state_dir) / "batch_predict" if state_dir else Path(f"{output_path}.state")
-    with Journal(str(place / shard.replace("/", "-of-"))) as journal:
+    place = f"{state_dir.rstrip('/')}/batch_predict" if state_dir else f"{output_path}.state"
+    with Journal(f"{place}/{shard.replace('/', '-of-')}") as journal:
         facts = _answer(student, groups, journal, config, world)
         summary = _write(output_path, groups, journal, student, config) if world.is_main else {}
     if world.is_main and not state_dir:
@@ -142,15 +142,6 @@ def check(config: BatchConfig) -> None:
     if not 0 <= config.max_rejected_fraction <= 1:
         found = config.max_rejected_fraction
         raise UserError("BATCH_SETTING", f"max_rejected_fraction: found {found}, allowed: 0 to 1")
-
-
-def model_folder(reference: str) -> str:
-    """The reference itself, or a local copy of a ``gs://`` folder, made once per contents."""
-    if not reference.startswith("gs://"):
-        return reference
-    from pipestill.cloud.storage import download_folder
-
-    return str(download_folder(reference, is_model_file))
 
 
 def model_digest(reference: str) -> str:

@@ -1,9 +1,9 @@
 """Checkpoints of a run: safetensors and JSON, never pickle; torn ones are found and passed over.
 
-A checkpoint is a folder ``step-000100`` on a local disk or under any URL that fsspec knows
-(``gs://bucket/folder``). Its `state.json`, the commit marker, is written last and holds the digests
-of the tensor files and the name of the run: a folder without it, with other digests or of another
-run does not count. This needs no renaming of folders, which buckets cannot do.
+A checkpoint is a folder ``step-000100`` on a local disk, in a bucket (``gs://bucket/folder``) or
+under another URL that fsspec knows. Its `state.json`, the commit marker, is written last and holds
+the digests of the tensor files and the name of the run: a folder without it, with other digests or
+of another run does not count. This needs no renaming of folders, which buckets cannot do.
 """
 
 import contextlib
@@ -212,9 +212,9 @@ def _staged(files: Any, place: str) -> Iterator[Path]:
 
 
 def _open(folder: str | Path) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
+    from pipestill.cloud.filesystem import open_url
 
-    files, root = url_to_fs(str(folder))
+    files, root = open_url(folder)
     return files, root.rstrip("/")
 
 
