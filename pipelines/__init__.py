@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 # name → the module whose `build(profile)` returns the kfp pipeline
 PIPELINES = {
     "distill_step_by_step": "pipestill.pipelines.distill_step_by_step",
+    "distill": "pipestill.pipelines.distill",
     "supervised_tuning": "pipestill.pipelines.supervised_tuning",
+    "rlhf": "pipestill.pipelines.rlhf",
 }
 
 

@@ -10,9 +10,14 @@ import pytest
 from pipestill import components, pipelines
 from pipestill.config import (
     DataConfig,
+    DistillConfig,
     EvalConfig,
+    PolicyConfig,
+    PreferenceConfig,
     RationaleConfig,
+    RewardConfig,
     TeacherConfig,
+    TeacherLogitsConfig,
     TrainConfig,
     TuneConfig,
     TuneEvalConfig,
@@ -26,6 +31,7 @@ NAMES = sorted(
 )
 # component → (dataclass, prefix, fields that it does not need)
 EVALUATE_SKIPS = {"shots", "samples", "temperature", "min_success", "audit_rows"}
+CODE_FIELDS = {"code_execution", "code_timeout_s", "code_memory_mb"}
 CONFIGS = {
     "data_prep": [(DataConfig, "", set())],
     "teacher_label": [(TeacherConfig, "teacher_", set())],
@@ -37,13 +43,58 @@ CONFIGS = {
     "supervised_tune": [(TuneConfig, "", set())],
     "evaluate_tuned": [(TuneEvalConfig, "", set())],
     "evaluate": [(EvalConfig, "", set()), (TeacherConfig, "teacher_", EVALUATE_SKIPS)],
+    "teacher_logits": [(TeacherLogitsConfig, "", set())],
+    "distill_train": [(DistillConfig, "", set())],
+    "evaluate_distilled": [(TuneEvalConfig, "", CODE_FIELDS)],
+    "preference_prep": [(PreferenceConfig, "", set())],
+    "judge_label": [(TeacherConfig, "judge_", EVALUATE_SKIPS)],
+    "reward_model_train": [(RewardConfig, "", set())],
+    "policy_train": [(PolicyConfig, "", {"large_model_reference"})],
+    "evaluate_policy": [
+        (TuneEvalConfig, "", {"max_output_tokens", *CODE_FIELDS}),
+        (TeacherConfig, "judge_", EVALUATE_SKIPS),
+    ],
+}
+# (component, parameter) whose default is not the dataclass's, and what it is there
+OTHER_DEFAULTS = {
+    ("judge_label", "judge_prompt"): "judge_helpful.v1",
+    ("evaluate_policy", "judge_prompt"): "judge_helpful.v1",
+    ("evaluate_policy", "judge_model_reference"): "",  # no judge
 }
 # inputs that are the wiring's own, not the user's
 WIRING = {"cache_key", "run", "shard", "compiled_for"}
 # what another pipeline calls by another name (data_prep measures lengths by the model's tokenizer),
 # and what has no place in it
-RENAMED = {"supervised_tuning": {"student_model_reference", "teacher_replay_uri"}}
+PREFERENCES = {"preference_dataset", "prompt_dataset", "eval_dataset"}
+TEACHER_ROWS = "teacher_dataset_uri"
+RENAMED = {
+    "distill_step_by_step": {TEACHER_ROWS, *PREFERENCES},
+    "supervised_tuning": {
+        *("student_model_reference", "teacher_replay_uri", TEACHER_ROWS),
+        *PREFERENCES,
+    },
+    "distill": {"teacher_replay_uri", *PREFERENCES},
+    "rlhf": {
+        # of data_digest and preference_prep: Google's names of the three data sets
+        *("dataset_uri", "evaluation_data_uri", "teacher_replay_uri"),
+        *("preference_dataset_uri", "prompt_dataset_uri", "eval_dataset_uri"),
+        # of teacher_prepare: the supervised start
+        *("teacher_dataset_uri", "teacher_model_reference", "teacher_train_steps"),
+        *("teacher_batch_size", "teacher_learning_rate", "data_format", "input_field"),
+        *("output_field", "max_output_tokens"),
+    },
+}
 OWN_DEFAULT = {"title"}  # each report has its own
+# rollouts are long: a policy is evaluated and kept more often than other models; a comparison has
+# no judge unless one is named
+OWN_DEFAULTS_OF = {
+    "policy_train": {"evaluation_interval", "checkpoint_interval"},
+    "evaluate_policy": {"judge_model_reference"},
+    "teacher_prepare": {"teacher_model_reference"},  # a base to tune, not one to be prompted
+    "distill_train": {"run"},
+}
+PIPELINE_DEFAULTS = {("distill", "objective")}  # the arm that is served
+STANDALONE = {"judge_label"}  # run by itself, before a pipeline
 
 
 def load(name):
@@ -64,7 +115,8 @@ def test_every_field_is_a_parameter_with_the_same_default_and_type(name):
             if field.name in skipped:
                 assert prefix + field.name not in found
                 continue
-            assert found[prefix + field.name] == field.default, field.name
+            wanted = OTHER_DEFAULTS.get((name, prefix + field.name), field.default)
+            assert found[prefix + field.name] == wanted, field.name
             assert type(found[prefix + field.name]) is type(field.default), field.name
             assert annotations[prefix + field.name] is field.type
 
@@ -74,7 +126,8 @@ def test_same_name_same_default_in_every_component(name):
     mine = defaults_of(name)
     for other in NAMES:
         for parameter, default in defaults_of(other).items():
-            if parameter in OWN_DEFAULT:
+            own = {*OWN_DEFAULTS_OF.get(name, ()), *OWN_DEFAULTS_OF.get(other, ())}
+            if parameter in OWN_DEFAULT | own:
                 continue
             if parameter in mine and inspect.Parameter.empty not in (default, mine[parameter]):
                 assert mine[parameter] == default, (other, parameter)
@@ -93,16 +146,19 @@ def used_in(name: str) -> list:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_one_of_the_pipeline_with_the_same_default(name):
     component, users = load(name), used_in(name)
-    assert users or name == "check_accelerator"
+    assert users or name in {"check_accelerator", *STANDALONE}
     for pipeline, graph in users:
         wired = graph.component_spec.inputs
         for parameter, spec in component.component_spec.inputs.items():
             outside = WIRING | RENAMED.get(pipeline, set())
+            if pipeline == "rlhf":  # under other names: policy_evaluation_interval, …
+                outside |= OWN_DEFAULTS_OF.get(name, set()) - {"judge_model_reference"}
             if parameter in outside or spec.type.startswith("system."):
                 continue
             assert parameter in wired, parameter
             assert wired[parameter].type == spec.type
-            if spec.optional:
+            asked_for = not wired[parameter].optional or (pipeline, parameter) in PIPELINE_DEFAULTS
+            if spec.optional and not asked_for:
                 assert wired[parameter].default == spec.default
 
 
@@ -113,6 +169,28 @@ def test_the_tuning_pipeline_keeps_the_names_that_users_know():
         encryption_spec_key_name accelerator_type enable_early_stopping evaluation_interval"""
     assert set(known.split()) <= set(wired)
     assert [name for name, spec in wired.items() if not spec.optional] == ["dataset_uri"]
+
+
+def test_the_rlhf_pipeline_keeps_google_s_names_and_defaults():
+    wired = pipelines.build("rlhf").component_spec.inputs
+    known = {
+        "prompt_sequence_length": 512,
+        "target_sequence_length": 64,
+        "reward_model_learning_rate_multiplier": 1.0,
+        "reinforcement_learning_rate_multiplier": 1.0,
+        "reward_model_train_steps": 1000,
+        "reinforcement_learning_train_steps": 1000,
+        "kl_coeff": 0.1,
+        "instruction": "",
+        "deploy_model": True,
+        "eval_dataset": "",
+        "model_display_name": "",
+        "encryption_spec_key_name": "",
+        "tensorboard_resource_id": "",
+    }
+    assert {name: wired[name].default for name in known} == known
+    assert {"prompt_dataset", "large_model_reference", "accelerator_type"} <= set(wired)
+    assert [name for name, spec in wired.items() if not spec.optional] == ["preference_dataset"]
 
 
 def test_the_pipeline_keeps_the_names_that_users_know():

@@ -119,7 +119,7 @@ class Reference:
 def test_an_update_equals_the_reference(kind, parts, monkeypatch):
     """Four epochs, minibatches in several passes; the policy has left its reference."""
     if parts > 1:
-        monkeypatch.setattr(collecting, "budget", lambda _: 60)
+        monkeypatch.setattr(collecting, "budget", lambda _: 30)
     settings = config(
         temperature=5.0 if kind == "t5_untied" else 0.8, kl_coeff=0.05, minibatches=parts,
         ppo_epochs=4, value_clip=0.05,
