@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format compile bench clean
+.PHONY: help demo test test-fast check format compile bench images lint-images lock sbom audit clean
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,6 +46,21 @@ bench: $(STAMP)  ## Measure: labelling, the DSS step, training against its peers
 	$(BIN)/python -m benchmarks.dss_step
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.kill_test
+
+images:  ## Build the four container images (PREFIX, BUILDER, CPU_WHEELS: see docs/containers.md)
+	$(MAKE) -C containers images
+
+lint-images:  ## Lint the Dockerfile with hadolint
+	$(MAKE) -C containers lint
+
+lock:  ## Write the images' hash-checked lock files (needs uv)
+	$(MAKE) -C containers lock
+
+sbom:  ## Write the images' lists of parts, as CycloneDX, into dist/sbom (needs cyclonedx-bom)
+	$(MAKE) -C containers sbom
+
+audit:  ## Look the locked versions up in the vulnerability service (needs pip-audit, network)
+	$(MAKE) -C containers audit
 
 clean:  ## Remove what was built here (the virtual environment and runs stay)
 	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,8 @@ PIPELINES = {
     "distill": "pipestill.pipelines.distill",
     "supervised_tuning": "pipestill.pipelines.supervised_tuning",
     "rlhf": "pipestill.pipelines.rlhf",
+    "retrain": "pipestill.pipelines.retrain",
+    "batch_predict": "pipestill.pipelines.batch_predict",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipestill import components, pipelines
+from pipestill.cloud.deploy_options import DeployOptions
 from pipestill.config import (
     DataConfig,
     DistillConfig,
@@ -22,6 +23,7 @@ from pipestill.config import (
     TuneConfig,
     TuneEvalConfig,
 )
+from pipestill.serving.batch import BatchConfig
 
 NAMES = sorted(
     path.stem
@@ -50,6 +52,8 @@ CONFIGS = {
     "judge_label": [(TeacherConfig, "judge_", EVALUATE_SKIPS)],
     "reward_model_train": [(RewardConfig, "", set())],
     "policy_train": [(PolicyConfig, "", {"large_model_reference"})],
+    "batch_predict": [(BatchConfig, "", set())],
+    "deploy_endpoint": [(DeployOptions, "", set())],
     "evaluate_policy": [
         (TuneEvalConfig, "", {"max_output_tokens", *CODE_FIELDS}),
         (TeacherConfig, "judge_", EVALUATE_SKIPS),
@@ -62,7 +66,7 @@ OTHER_DEFAULTS = {
     ("evaluate_policy", "judge_model_reference"): "",  # no judge
 }
 # inputs that are the wiring's own, not the user's
-WIRING = {"cache_key", "run", "shard", "compiled_for"}
+WIRING = {"cache_key", "model_key", "run", "shard", "compiled_for", "decision"}
 # what another pipeline calls by another name (data_prep measures lengths by the model's tokenizer),
 # and what has no place in it
 PREFERENCES = {"preference_dataset", "prompt_dataset", "eval_dataset"}
@@ -74,6 +78,10 @@ RENAMED = {
         *PREFERENCES,
     },
     "distill": {"teacher_replay_uri", *PREFERENCES},
+    "batch_predict": {
+        *("evaluation_data_uri", "teacher_replay_uri", TEACHER_ROWS),
+        *PREFERENCES,
+    },
     "rlhf": {
         # of data_digest and preference_prep: Google's names of the three data sets
         *("dataset_uri", "evaluation_data_uri", "teacher_replay_uri"),
@@ -94,7 +102,8 @@ OWN_DEFAULTS_OF = {
     "distill_train": {"run"},
 }
 PIPELINE_DEFAULTS = {("distill", "objective")}  # the arm that is served
-STANDALONE = {"judge_label"}  # run by itself, before a pipeline
+# run by themselves, before a pipeline and after it
+STANDALONE = {"judge_label", "deploy_endpoint"}
 
 
 def load(name):

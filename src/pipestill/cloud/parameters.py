@@ -15,7 +15,7 @@ from pipestill.errors import UserError
 
 DATA_ENDINGS = ("_uri", "_dataset")  # parameters that name data: uploaded to gs://
 MOUNTED_ENDINGS = ("_model_reference", "_prompt")  # read as files: reached by /gcs/
-OWN_FOLDERS = ("state_dir", "deploy_dir")
+OWN_FOLDERS = ("state_dir", "deploy_dir", "retrain_dir")
 PLACEHOLDER = "{{$"
 LARGEST_WHOLE = 2**53  # whole numbers travel as doubles
 LONGEST_PARAMETERS = 100_000  # bytes: the executor's input is one argument of 131,000 at most
