@@ -24,10 +24,10 @@ demo: $(STAMP)  ## Distil the pocket teacher into pocket students, locally, and 
 	$(BIN)/pipestill run distill_step_by_step -c examples/demo.yaml --out $(RUNS)/demo
 
 test: $(STAMP)  ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-fast: $(STAMP)  ## Run the tests without the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m 'not slow'
 
 check: $(STAMP)  ## Lint and type-check
 	$(BIN)/ruff check .

@@ -176,6 +176,20 @@ def evaluated_tuned(step: Step, work: Workload, machine: Machine) -> Estimate:
     return _answering(step, work, machine, [reference] * 2, _held_out(step, work))
 
 
+def batch_answers(step: Step, work: Workload, machine: Machine) -> Estimate:
+    """A shard's rows, labelled or not, answered in batches."""
+    reference = str(get(step, work, "model_reference"))
+    rows = (work.rows.train + work.rows.held_out) * _share(step)
+    model = work.model(reference)
+    source, target = lengths(work, reference, step)
+    longest = float(get(step, work, "max_output_tokens", 256))
+    written = min(target + 1 if work.rows.outputs else longest, longest)
+    found = generate(
+        machine, model, rows, source, written, float(get(step, work, "batch_size", 32))
+    )
+    return replace(found, rows=round(rows))
+
+
 def evaluated_policy(step: Step, work: Workload, machine: Machine) -> Estimate:
     reference = str(get(step, work, "large_model_reference"))
     model, rows = work.model(reference), _held_out(step, work)

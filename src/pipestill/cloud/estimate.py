@@ -28,6 +28,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "evaluate_distilled": answering_effort.evaluated_distilled,
     "reward_model_train": training_effort.reward,
     "policy_train": training_effort.policy,
+    "batch_predict": answering_effort.batch_answers,
     "evaluate_policy": answering_effort.evaluated_policy,
 }
 
