@@ -12,6 +12,7 @@ from kfp.dsl import HTML, Metrics
 
 from pipestill.components.check_accelerator import check_accelerator
 from pipestill.components.data_digest import data_digest
+from pipestill.components.deploy_endpoint import deploy_endpoint
 from pipestill.components.deploy_policy import deploy_policy
 from pipestill.components.evaluate_policy import evaluate_policy
 from pipestill.components.gate import gate
@@ -135,6 +136,27 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         deploy_model: bool = True,
         model_display_name: str = "",
         deploy_dir: str = "",
+        # the endpoint it is served at; none = the folder alone
+        endpoint: str = "",
+        project: str = "",
+        location: str = profile.location or "us-central1",
+        staging_bucket: str = "",
+        serving_image: str = "",
+        reason: str = "",
+        ledger_uri: str = "",
+        smoke_uri: str = "",
+        service_account: str = "",
+        labels: str = "",
+        machine_type: str = "n1-standard-4",
+        serving_accelerator: str = "",
+        accelerator_count: int = 0,
+        min_replicas: int = 1,
+        max_replicas: int = 1,
+        spot: bool = False,
+        dedicated_endpoint: bool = True,
+        traffic_stages: str = "100",
+        stage_wait_s: float = 0.0,
+        alias: str = "production",
         # the platform
         accelerator_type: str = profile.kind,
         tensorboard_resource_id: str = "",
@@ -234,6 +256,13 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
                     deploy_dir=deploy_dir,
                 )
                 place.settle(served, "Deploy")
+                with dsl.If(endpoint != ""):
+                    live = deploy_endpoint(
+                        served=served.outputs["served"],
+                        decision=decided.outputs["Output"],
+                        **settings(deploy_endpoint, given),
+                    )
+                    place.settle(live, "To the endpoint", cached=False)
         return Outputs(
             page=result.outputs["page"],
             summary=result.outputs["summary"],

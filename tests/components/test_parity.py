@@ -101,9 +101,9 @@ OWN_DEFAULTS_OF = {
     "teacher_prepare": {"teacher_model_reference"},  # a base to tune, not one to be prompted
     "distill_train": {"run"},
 }
-PIPELINE_DEFAULTS = {("distill", "objective")}  # the arm that is served
-# run by themselves, before a pipeline and after it
-STANDALONE = {"judge_label", "deploy_endpoint"}
+# the arm that is served; no endpoint unless one is named
+PIPELINE_DEFAULTS = {("distill", "objective"), ("rlhf", "endpoint")}
+STANDALONE = {"judge_label"}  # run by itself, before a pipeline
 
 
 def load(name):

@@ -24,7 +24,7 @@ HEAVY = {
 # Caching rests on what the first of these find; the others enter a tick, which is done once anyway.
 UNCACHED = (
     *("data-digest", "model-digest", "should-train"),
-    *("tick-time", "skip-training", "promote", "report-tick"),
+    *("tick-time", "skip-training", "promote", "report-tick", "deploy-endpoint"),
 )
 PREPARED = {"rlhf": "preference-prep", "batch_predict": None, "retrain": "retrain-data"}
 LIGHT = {
