@@ -16,6 +16,7 @@ PIPELINES = {
     "distill": "pipestill.pipelines.distill",
     "supervised_tuning": "pipestill.pipelines.supervised_tuning",
     "rlhf": "pipestill.pipelines.rlhf",
+    "evaluate": "pipestill.pipelines.evaluate",
     "retrain": "pipestill.pipelines.retrain",
     "batch_predict": "pipestill.pipelines.batch_predict",
 }

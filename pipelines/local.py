@@ -142,8 +142,9 @@ def step_environment(config: Mapping[str, Any]) -> dict[str, str]:
     """Environment of every step: quiet tokenizers, and no hub look-ups where all is local."""
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     references = [
-        value for name, value in config.items() if name.endswith("_model_reference") and value
+        value for name, value in config.items() if name.endswith("model_reference") and value
     ]
+    references += [text.partition("=")[2] or text for text in config.get("models", [])]
     remote = any(str(value).startswith("hf://") for value in config.values())
     local = all(str(ref).startswith("pocket-") or os.path.isdir(str(ref)) for ref in references)
     if local and not remote:

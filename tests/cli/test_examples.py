@@ -23,6 +23,7 @@ PIPELINES = {
     "rlhf": "rlhf",
     "retrain": "retrain",
     "batch": "batch_predict",
+    "evaluate": "evaluate",
 }
 
 

@@ -52,6 +52,7 @@ CONFIGS = {
     "judge_label": [(TeacherConfig, "judge_", EVALUATE_SKIPS)],
     "reward_model_train": [(RewardConfig, "", set())],
     "policy_train": [(PolicyConfig, "", {"large_model_reference"})],
+    "evaluate_models": [(EvalConfig, "", set()), (TeacherConfig, "teacher_", EVALUATE_SKIPS)],
     "batch_predict": [(BatchConfig, "", set())],
     "deploy_endpoint": [(DeployOptions, "", set())],
     "evaluate_policy": [
@@ -64,6 +65,7 @@ OTHER_DEFAULTS = {
     ("judge_label", "judge_prompt"): "judge_helpful.v1",
     ("evaluate_policy", "judge_prompt"): "judge_helpful.v1",
     ("evaluate_policy", "judge_model_reference"): "",  # no judge
+    ("evaluate_models", "eval_shots"): "",  # no teacher
 }
 # inputs that are the wiring's own, not the user's
 WIRING = {"cache_key", "model_key", "run", "shard", "compiled_for", "decision"}
@@ -78,6 +80,12 @@ RENAMED = {
         *PREFERENCES,
     },
     "distill": {"teacher_replay_uri", *PREFERENCES},
+    "evaluate": {
+        # of data_digest and data_prep: all rows are held out
+        *("evaluation_data_uri", "student_model_reference", "eval_fraction", "split_seed"),
+        *("leak_policy", TEACHER_ROWS),
+        *PREFERENCES,
+    },
     "batch_predict": {
         *("evaluation_data_uri", "teacher_replay_uri", TEACHER_ROWS),
         *PREFERENCES,
@@ -98,6 +106,7 @@ OWN_DEFAULT = {"title"}  # each report has its own
 OWN_DEFAULTS_OF = {
     "policy_train": {"evaluation_interval", "checkpoint_interval"},
     "evaluate_policy": {"judge_model_reference"},
+    "evaluate_models": {"eval_shots"},
     "teacher_prepare": {"teacher_model_reference"},  # a base to tune, not one to be prompted
     "distill_train": {"run"},
 }

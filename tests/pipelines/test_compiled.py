@@ -16,20 +16,23 @@ PAIRS = [(name, profile) for name in pipelines.PIPELINES for profile in PROFILES
 HEAVY = {
     "distill_step_by_step": ("teacher-label", "rationale-extract", "student-train", "evaluate"),
     "supervised_tuning": ("supervised-tune", "evaluate-tuned"),
+    "evaluate": ("evaluate-models",),
     "batch_predict": ("batch-predict",),
     "retrain": ("teacher-label", "supervised-tune", "evaluate-tuned"),
     "distill": ("teacher-prepare", "teacher-logits", "distill-train", "evaluate-distilled"),
     "rlhf": ("teacher-prepare", "reward-model-train", "policy-train", "evaluate-policy"),
 }
-# Caching rests on what the first of these find; the others enter a tick, which is done once anyway.
+# Caching rests on what the first of these find; evaluate-models reads models that may have changed;
+# the others enter a tick, which is done once anyway.
 UNCACHED = (
-    *("data-digest", "model-digest", "should-train"),
+    *("data-digest", "model-digest", "should-train", "evaluate-models"),
     *("tick-time", "skip-training", "promote", "report-tick", "deploy-endpoint"),
 )
 PREPARED = {"rlhf": "preference-prep", "batch_predict": None, "retrain": "retrain-data"}
 LIGHT = {
     "distill_step_by_step": ("data-digest", "data-prep", "collect-rows", "report", "deploy"),
     "supervised_tuning": ("data-digest", "data-prep", "report-tuned", "deploy-tuned"),
+    "evaluate": ("data-digest", "data-prep", "report-models"),
     "batch_predict": ("data-digest", "model-digest", "collect-predictions"),
     "retrain": ("should-train", "retrain-data", "skip-training", "promote", "report-tick"),
     "distill": ("data-digest", "data-prep", "report-distilled", "deploy"),

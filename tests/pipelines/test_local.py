@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipestill.errors import UserError, WorkError
-from pipestill.pipelines.local import run_local
+from pipestill.pipelines.local import run_local, step_environment
 from tests.pipelines import toy
 
 
@@ -222,7 +222,7 @@ def test_parameters_are_checked(run, parameters, problem):
 SCRIPT = """
 import sys
 from tests.pipelines import toy
-from pipestill.pipelines.local import run_local
+from pipestill.pipelines.local import run_local, step_environment
 try:
     run_local(toy.build(), {"dataset_uri": sys.argv[1], "fail": sys.argv[3]}, sys.argv[2])
 except KeyboardInterrupt:
@@ -287,3 +287,16 @@ def test_two_runs_in_one_folder_are_refused_also_when_the_first_was_killed(run):
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.3)
     assert run()["steps"]["cached"] == 1  # prep
+
+
+@pytest.mark.parametrize(
+    ("config", "offline"),
+    [
+        ({"teacher_model_reference": "pocket-teacher", "reward_model_reference": ""}, True),
+        ({"model_reference": "google/flan-t5-base"}, False),
+        ({"models": ["pocket-base", "mine=google/flan-t5-base"]}, False),
+        ({"models": ["mine=pocket-base"]}, True),
+    ],
+)
+def test_hub_look_ups_are_off_only_where_every_model_is_local(config, offline):
+    assert ("HF_HUB_OFFLINE" in step_environment(config)) is offline

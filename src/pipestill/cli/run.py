@@ -59,7 +59,7 @@ def refuse_too_big(parameters: dict[str, Any]) -> None:
     """
     from pipestill.models.catalogue import check_fits, find
 
-    asked = [("student_model_reference", "dss")]
+    asked = [("student_model_reference", "dss"), ("model_reference", "inference")]
     if parameters.get("teacher_backend", "transformers") == "transformers":
         asked.append(("teacher_model_reference", "inference"))
     for name, method in asked:

@@ -152,6 +152,25 @@ def evaluated(step: Step, work: Workload, machine: Machine) -> Estimate:
     rows = _held_out(step, work)
     runs = len(work.parameters.get("runs", [])) or 1
     found = _answering(step, work, machine, [student] * (runs + 1), rows)
+    return _with_teacher(step, work, machine, found, rows)
+
+
+def evaluated_models(step: Step, work: Workload, machine: Machine) -> Estimate:
+    """Every model of the list on all labelled rows, and the teacher as in `evaluated`."""
+    from pipestill.evaluation.models_run import split_name
+
+    references = [split_name(str(item))[1] for item in get(step, work, "models", [])]
+    limit = int(get(step, work, "eval_rows", 0))
+    labelled_rows = work.rows.train + work.rows.held_out - work.rows.unlabelled
+    rows = min(labelled_rows, limit) if limit else labelled_rows
+    found = _answering(step, work, machine, references, rows)
+    return _with_teacher(step, work, machine, found, rows)
+
+
+def _with_teacher(
+    step: Step, work: Workload, machine: Machine, found: Estimate, rows: float
+) -> Estimate:
+    """Adds the few-shot arms: the teacher once for each number of shots."""
     shots = [
         int(part)
         for part in str(get(step, work, "eval_shots")).split(",")

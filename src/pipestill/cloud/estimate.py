@@ -26,6 +26,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "teacher_logits": answering_effort.teacher_answers,
     "distill_train": training_effort.distilled,
     "evaluate_distilled": answering_effort.evaluated_distilled,
+    "evaluate_models": answering_effort.evaluated_models,
     "reward_model_train": training_effort.reward,
     "policy_train": training_effort.policy,
     "batch_predict": answering_effort.batch_answers,

@@ -1,0 +1,233 @@
+"""The report of models side by side: which are better than the baseline, and how sure that is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipestill.evaluation import data_views, sections, statistics
+from pipestill.evaluation.arms import label, ordered
+from pipestill.evaluation.models_run import PAIR
+from pipestill.evaluation.report import WORDS, read_metrics, read_rejects, render, write_text
+from pipestill.evaluation.summary import (
+    MEASURED,
+    NO_ACCURACY,
+    ArmScores,
+    accuracy_entry,
+    collect_scores,
+    json_safe,
+)
+from pipestill.evaluation.wording import gap_words, number, signed_points
+from pipestill.records import Prediction, read_jsonl, write_json
+
+LEVEL = 0.05
+FUNNEL = (
+    ("rows_read", "Read", ""),
+    ("rows_rejected", "Set aside", "out"),
+    ("duplicates_dropped", "Left out, duplicates", "out"),
+    ("rows_without_gold", "Left out, no right answer", "out"),
+    ("rows_left_out", "Left out by eval_rows", "out"),
+    ("rows_asked", "Asked", "keep"),
+)
+
+
+def write_models_report(
+    *,
+    predictions_path: str,
+    evaluation_metrics_path: str,
+    rejects_path: str,
+    data_metrics_path: str,
+    page_path: str,
+    summary_path: str,
+    title: str,
+) -> str:
+    """Compares every arm with the baseline; writes summary JSON and HTML page.
+
+    Args:
+        predictions_path: JSONL of `Prediction` of all arms.
+        evaluation_metrics_path: metrics JSON of `evaluate_models`.
+        rejects_path: JSONL of `Reject`.
+        data_metrics_path: metrics JSON of `data_prep`.
+        page_path: the page, written.
+        summary_path: the summary, written.
+        title: heading of the page.
+
+    Returns:
+        The verdict: better, worse or cannot_tell.
+
+    Raises:
+        UserError: ``METRICS_UNREADABLE``, ``ROW_UNREADABLE``.
+        WorkError: ``NO_PREDICTIONS``, ``ROWS_DIFFER``.
+    """
+    evaluation = read_metrics(evaluation_metrics_path)
+    summary = models_summary(
+        list(read_jsonl(predictions_path, Prediction)), evaluation, read_metrics(data_metrics_path)
+    )
+    write_json(summary_path, summary)
+    context = {
+        "title": title,
+        "verdict": summary["verdict"],
+        "verdict_word": WORDS[summary["verdict"]],
+        "verdict_sentence": summary["verdict_sentence"],
+        "notes": summary["notes"],
+        "rows": f"{summary['rows']:,}",
+        "metric": summary["metric"],
+        "baseline": label(summary["baseline"]),
+        "arms": sections.arm_rows(summary),
+        "accuracy_chart": sections.accuracy(summary),
+        "comparisons": comparison_rows(summary),
+        "scatters": sections.scatters(summary, ("params", "p50_ms")),
+        "funnel": data_views.funnel(summary["data"], FUNNEL),
+        "rejects": data_views.reject_rows(read_rejects(rejects_path)),
+        "latency_rows": evaluation.get("latency_rows"),
+        "reproduction": data_views.reproduction(
+            evaluation, summary, {"predictions": predictions_path}
+        ),
+    }
+    write_text(page_path, render(context, "models.html.j2"))
+    print(summary["verdict_sentence"])
+    return str(summary["verdict"])
+
+
+def models_summary(
+    predictions: Sequence[Prediction], evaluation: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything the report says, as JSON-safe numbers; the keys are those of every summary.
+
+    The p-values (paired bootstrap) are adjusted for the number of comparisons after Holm. The
+    verdict is ``better`` where an arm beats the baseline, else ``worse`` where one falls behind.
+
+    Args:
+        predictions: of all arms, on the same rows.
+        evaluation: metrics of `evaluate_models`.
+        data: metrics of `data_prep`.
+
+    Raises:
+        WorkError: ``NO_PREDICTIONS`` or ``ROWS_DIFFER``.
+    """
+    scores = collect_scores(predictions)
+    samples = statistics.bootstrap(scores)
+    measured, baseline = evaluation.get("arms", {}), str(evaluation["baseline"])
+    comparisons = _comparisons(scores, samples, baseline)
+    arms: dict[str, Any] = {}
+    for arm in ordered({*scores, *measured}):
+        known = measured.get(arm, {})
+        entry = accuracy_entry(scores[arm], samples[arm]) if arm in scores else dict(NO_ACCURACY)
+        arms[arm] = entry | {name: known.get(name) for name in MEASURED}
+        if known.get("error"):
+            arms[arm]["error"] = known["error"]
+    rows = len(next(iter(next(iter(scores.values())).values())))
+    verdict = next(
+        (word for word in ("better", "worse") if _names(comparisons, word)), "cannot_tell"
+    )
+    without_gold = int(evaluation.get("rows_without_gold", 0)) + int(data.get("leaks_dropped", 0))
+    prepared = int(data.get("rows_train", 0)) + int(data.get("rows_eval", 0))
+    labelled = prepared - int(evaluation.get("rows_without_gold", 0))
+    summary = {
+        "verdict": verdict,
+        "verdict_sentence": _sentence(comparisons, baseline, arms, verdict, rows),
+        "notes": _notes(comparisons, measured, verdict, without_gold),
+        "rows": rows,
+        "metric": evaluation.get("metric", "exact"),
+        "baseline": baseline,
+        "arms": arms,
+        "comparisons": comparisons,
+        "data": {
+            **data,
+            "rows_without_gold": without_gold,
+            "rows_left_out": max(0, labelled - rows),
+            "rows_asked": rows,
+        },
+        "training": {},
+    }
+    safe: dict[str, Any] = json_safe(summary)
+    return safe
+
+
+def _comparisons(scores: ArmScores, samples: Mapping[str, Any], baseline: str) -> dict[str, Any]:
+    """Every arm that has answers against the baseline; none where the baseline has none."""
+    others = [arm for arm in ordered(scores) if arm != baseline and baseline in scores]
+    p_values = {arm: statistics.bootstrap_p(samples[arm], samples[baseline]) for arm in others}
+    adjusted = statistics.holm(p_values)
+    return {
+        f"{arm}{PAIR}{baseline}": {
+            **dataclasses.asdict(
+                statistics.compare(scores[arm], scores[baseline], samples[arm], samples[baseline])
+            ),
+            "p": p_values[arm],
+            "p_holm": adjusted[arm],
+        }
+        for arm in others
+    }
+
+
+def _names(comparisons: Mapping[str, Any], word: str) -> list[str]:
+    """The comparisons that read `word`: better, worse or cannot_tell."""
+    return [name for name, item in comparisons.items() if _reading(item) == word]
+
+
+def _reading(item: Mapping[str, Any]) -> str:
+    if item["p_holm"] >= LEVEL:
+        return "cannot_tell"
+    return "better" if item["difference"] > 0 else "worse"
+
+
+def _sentence(
+    comparisons: Mapping[str, Any], baseline: str, arms: Mapping[str, Any], verdict: str, rows: int
+) -> str:
+    """One plain sentence with the numbers that it rests on."""
+    if arms[baseline]["accuracy"] is None:
+        return f"Cannot tell: the baseline, {label(baseline)}, has no result."
+    if not comparisons:
+        return f"Nothing to compare: {label(baseline)} is the only arm with a result."
+    told = [_told(name, comparisons) for name in _names(comparisons, verdict)]
+    names = ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1]
+    basis = f"{rows} held-out rows, {len(comparisons)} compared, p-values adjusted after Holm"
+    if verdict == "cannot_tell":
+        return f"Cannot tell {names} from {label(baseline)}: {basis}."
+    verb = {"better": "beat", "worse": "fall"}[verdict] + "s" * (len(told) == 1)
+    return f"{names} {verb} {'behind ' * (verdict == 'worse')}{label(baseline)}: {basis}."
+
+
+def _told(name: str, comparisons: Mapping[str, Any]) -> str:
+    gap = gap_words(comparisons[name]).replace(" (", ", ").removesuffix(")")
+    return f"{label(name.partition(PAIR)[0])} ({gap})"
+
+
+def _notes(
+    comparisons: Mapping[str, Any], measured: Mapping[str, Any], verdict: str, without_gold: int
+) -> list[str]:
+    """What the verdict's sentence leaves out, and how far it carries."""
+    notes = [
+        f"{_told(name, comparisons)}: {'falls behind' if word == 'worse' else 'cannot tell'}."
+        for word in ("worse", "cannot_tell")
+        for name in _names(comparisons, word)
+        if word != verdict
+    ]
+    for arm, facts in measured.items():
+        if cut := facts.get("truncated_inputs"):
+            notes.append(f"Rows that {label(arm)} read cut to its limit: {number(cut)}.")
+    if without_gold:
+        notes.append(f"Rows without a right answer, which were not asked: {number(without_gold)}.")
+    return notes
+
+
+def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The paired comparisons, p-values adjusted."""
+    rows = []
+    for name, item in summary["comparisons"].items():
+        low, high = (signed_points(bound) for bound in item["ci95"])
+        p = item["p_holm"]
+        rows.append(
+            {
+                "name": label(name.partition(PAIR)[0]),
+                "difference": signed_points(item["difference"]),
+                "interval": f"{low} to {high}",
+                "won": number(item["rows_won"]),
+                "lost": number(item["rows_lost"]),
+                "p": "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "reading": WORDS[_reading(item)].lower(),
+            }
+        )
+    return rows
