@@ -222,7 +222,7 @@ def test_parameters_are_checked(run, parameters, problem):
 SCRIPT = """
 import sys
 from tests.pipelines import toy
-from pipestill.pipelines.local import run_local, step_environment
+from pipestill.pipelines.local import run_local
 try:
     run_local(toy.build(), {"dataset_uri": sys.argv[1], "fail": sys.argv[3]}, sys.argv[2])
 except KeyboardInterrupt:
