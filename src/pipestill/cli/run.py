@@ -108,7 +108,7 @@ def closing(summary: dict[str, Any], out: Path) -> str:
     lines += [
         "",
         f"{summary['seconds']:.0f} s, {steps['ran']} steps run, {steps['cached']} from the cache",
-        f"report   {out / 'report.html'}",
+        *([f"report   {page}"] if (page := out / "report.html").is_file() else []),
         f"summary  {out / 'summary.json'}",
     ]
     served = Path(summary["config"].get("deploy_dir") or out / "none")
