@@ -309,6 +309,30 @@ def pick(kind: type[Config], parameters: Mapping[str, Any], prefix: str = "") ->
     return kind(**values)
 
 
+def refuse_out_of_range(config: Any, rules: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuses the first setting whose rule does not hold.
+
+    Args:
+        config: a config of this module.
+        rules: field → (whether it is fine, what is allowed).
+
+    Raises:
+        UserError: ``CONFIG_VALUE``.
+    """
+    for name, (fine, allowed) in rules.items():
+        if not fine:
+            raise config_value(name, getattr(config, name), allowed)
+
+
+def config_value(name: str, found: Any, allowed: str) -> UserError:
+    """The error of a setting out of range."""
+    return UserError(
+        "CONFIG_VALUE",
+        f"{name}: found {found!r}, allowed: {allowed}",
+        "correct the value in the configuration file or in --set",
+    )
+
+
 def _coerce(name: str, kind: Any, value: Any) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)

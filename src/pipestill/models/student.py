@@ -130,7 +130,7 @@ class Student:
 
         model, tokenizer = self.loaded.model, self.renderer.tokenizer
         left = not self.loaded.is_encoder_decoder
-        ids, mask = _padded(rows, tokenizer.pad_token_id, left)
+        ids, mask = padded(rows, tokenizer.pad_token_id, left=left)
         extra = {"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}
         with torch.inference_mode():
             output = model.generate(
@@ -245,8 +245,8 @@ def plain_greedy(loaded: Loaded, end: int) -> Any:
     )
 
 
-def _padded(rows: list[list[int]], pad: int, left: bool) -> tuple[Any, Any]:
-    """Ids and mask, both (rows, longest); padded on the left for decoders, which write on."""
+def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[Any, Any]:
+    """Ids and mask (0 or 1), both (rows, longest) int64; left for decoders, which write on."""
     import torch
 
     width = max(len(row) for row in rows)
@@ -254,7 +254,7 @@ def _padded(rows: list[list[int]], pad: int, left: bool) -> tuple[Any, Any]:
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row)
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
         mask[i, place] = 1
     return ids, mask
 

@@ -20,9 +20,8 @@ from pipestill.models import lora
 from pipestill.models.heads import ScalarHead, width_of
 from pipestill.models.loading import Loaded, choose_dtype, load
 from pipestill.models.render import Renderer, renderer_for
-from pipestill.models.student import plain_greedy
-from pipestill.rlhf.rollout import padded
-from pipestill.training.forward import Shape, _head_reads, computing, head_of, shape_of, vocabulary
+from pipestill.models.student import padded, plain_greedy
+from pipestill.training.forward import Shape, computing, head_of, head_reads, shape_of, vocabulary
 
 VALUE_HEAD = "value_head"
 
@@ -248,7 +247,7 @@ def _states(model: Any, batch: Answers) -> tuple[Any, Any]:
 
     handle = body.register_forward_hook(note)
     try:
-        with _head_reads(model, keep):
+        with head_reads(model, keep):
             model(**inputs, use_cache=False)
     finally:
         handle.remove()

@@ -1,7 +1,6 @@
 """The settings of policy training, and which of them are allowed."""
 
-from pipestill.config import PolicyConfig
-from pipestill.errors import UserError
+from pipestill.config import PolicyConfig, refuse_out_of_range
 
 SAMPLED, DIRECT = ("ppo", "rloo", "grpo"), ("dpo", "cdpo", "ipo")
 METHODS = ("full", "lora")
@@ -52,10 +51,4 @@ def check(config: PolicyConfig) -> None:
         "gae_lambda": (0 <= config.gae_lambda <= 1, "0 to 1"),
         "label_smoothing": (0 <= config.label_smoothing < 0.5, "0 to below 0.5"),
     }  # fmt: skip
-    for name, (fine, allowed) in rules.items():
-        if not fine:
-            raise UserError(
-                "CONFIG_VALUE",
-                f"{name}: found {getattr(config, name)!r}, allowed: {allowed}",
-                "correct the value in the configuration file or in --set",
-            )
+    refuse_out_of_range(config, rules)

@@ -94,7 +94,7 @@ def train_policy(
     rate = _rate(policy, config)
     # The fingerprint says which model it is, wherever its folder lies.
     named = dataclasses.replace(config, large_model_reference=policy.loaded.fingerprint)
-    facts = given.digest, _digest(reward_model_path), _own_code()
+    facts = given.digest, _digest(reward_model_path)
     folder = checkpoints.run_folder(state_dir, named, "policy", *facts)
     trained = lora.trainable(policy.model)
     if config.policy_objective in DIRECT:
@@ -272,11 +272,4 @@ def _digest(folder: str | Path) -> str:
     for path in sorted(Path(folder).glob("*")) if str(folder) else []:
         if path.suffix in (".safetensors", ".json"):
             digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _own_code() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipestill.config import RewardConfig
+from pipestill.config import RewardConfig, refuse_out_of_range
 from pipestill.errors import UserError
 from pipestill.losses.reward import normalisation
 from pipestill.models import lora
@@ -88,7 +88,7 @@ def train_reward_model(
     job = make_job(loaded, train, validation, config)
     trained = lora.trainable(job.model)
     audit_pairs(train, renderer, model_path if world.is_main else "")
-    facts = config, OBJECTIVE, digest, loaded.fingerprint, _own_code()
+    facts = config, OBJECTIVE, digest, loaded.fingerprint
     folder = checkpoints.run_folder(state_dir, *facts)
     progress, resumed = fit_logged(job, folder, model_path)
     summary = {
@@ -175,14 +175,6 @@ def _raw(scorer: RewardModel, pairs: Pairs, chosen_pairs: Sequence[int]) -> Any:
     return scorer.raw([prompt for prompt, _ in both], [answer for _, answer in both])
 
 
-def _own_code() -> str:
-    """Digest of this room's sources, which decide the result as the rooms of training do."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("reward*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _check(config: RewardConfig) -> None:
     """Refuses settings out of range.
 
@@ -205,10 +197,4 @@ def _check(config: RewardConfig) -> None:
     rules["reward_model_learning_rate_multiplier"] = (multiplier > 0, "above 0")
     rules["reward_model_reference"] = (bool(config.reward_model_reference), "a model reference")
     rules["reward_method"] = (config.reward_method in METHODS, ", ".join(METHODS))
-    for name, (fine, allowed) in rules.items():
-        if not fine:
-            raise UserError(
-                "CONFIG_VALUE",
-                f"{name}: found {getattr(config, name)!r}, allowed: {allowed}",
-                "correct the value in the configuration file or in --set",
-            )
+    refuse_out_of_range(config, rules)

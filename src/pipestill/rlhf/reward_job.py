@@ -14,7 +14,7 @@ from pipestill.rlhf.reward_step import reward_objective
 from pipestill.training.forward import shape_of
 from pipestill.training.learning_rate import chosen
 from pipestill.training.step import Job
-from pipestill.training.student import _autocast
+from pipestill.training.student import autocast_of
 
 
 def reward_renderer(loaded: Loaded, rows: Sequence[Preference], config: RewardConfig) -> Renderer:
@@ -25,7 +25,7 @@ def reward_renderer(loaded: Loaded, rows: Sequence[Preference], config: RewardCo
 
 def make_job(loaded: Loaded, train: Pairs, validation: Pairs, config: RewardConfig) -> Job:
     """The job of `fit`: the model under a fresh head, rate, precision and objective."""
-    autocast = _autocast(config.precision)
+    autocast = autocast_of(config.precision)
     if autocast is not None and loaded.model.device.type == "cpu":
         loaded.model.set_attn_implementation("eager")  # as pipestill.training.student.make_job
     head = ScalarHead(width_of(loaded.model), seed=config.train_seed)

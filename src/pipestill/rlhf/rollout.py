@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipestill.models.student import padded
+
 WORTH_SHRINKING = 0.75  # rows leave the cache where less than this share of it still writes
 MASK = (1 << 48) - 1  # of a seed
 
@@ -177,17 +179,3 @@ def _drawn(logits: Any, draws: Any, temperature: float) -> tuple[Any, Any]:
         wanted = (draws * upto[:, -1])[:, None]
         tokens = (upto > wanted).int().argmax(-1)
     return tokens, logp.gather(-1, tokens[:, None])[:, 0]
-
-
-def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Any, Any]:
-    """Ids and mask (0 or 1), both (rows, longest) int64."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), fill, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = 1
-    return ids, mask

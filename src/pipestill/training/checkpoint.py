@@ -52,7 +52,7 @@ def code_version() -> str:
 
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(torch.__version__.encode())
-    for room in ("losses", "models", "training"):
+    for room in ("losses", "models", "rlhf", "training"):
         for path in sorted((package / room).glob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

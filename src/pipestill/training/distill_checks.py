@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pipestill.config import DistillConfig, TrainConfig, pick
+from pipestill.config import DistillConfig, TrainConfig, config_value, pick, refuse_out_of_range
 from pipestill.errors import UserError
 from pipestill.models.loading import Loaded
 from pipestill.training.distill_objectives import Objective
@@ -39,9 +39,7 @@ def check_distill(config: DistillConfig, objective: Objective, world: World) -> 
         "on_policy_fraction": (0 <= config.on_policy_fraction <= 1, "0 to 1"),
         "sample_temperature": (config.sample_temperature > 0, "above 0"),
     }
-    for name, (fine, allowed) in rules.items():
-        if not fine:
-            raise config_value(name, getattr(config, name), allowed)
+    refuse_out_of_range(config, rules)
     check(pick(TrainConfig, dataclasses.asdict(config)))
     stored = config.teacher_source == "stored" and objective.needs_teacher
     if stored and objective.family != "response":
@@ -79,12 +77,3 @@ def open_checked(path: str | Path, student: Loaded, config: DistillConfig) -> An
     digest = vocabulary_digest(student.tokenizer)
     check_store(store, tau=config.tau, targets=config.targets, vocabulary_digest=digest)
     return store
-
-
-def config_value(name: str, found: Any, allowed: str) -> UserError:
-    """The error of a setting out of range."""
-    return UserError(
-        "CONFIG_VALUE",
-        f"{name}: found {found!r}, allowed: {allowed}",
-        "correct the value in the configuration file or in --set",
-    )

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipestill.config import DistillConfig
+from pipestill.config import DistillConfig, config_value
 from pipestill.models.loading import Loaded, folder_fingerprint, resolve_reference
 from pipestill.models.render import Renderer
-from pipestill.training.distill_checks import config_value, open_checked
+from pipestill.training.distill_checks import open_checked
 from pipestill.training.distill_objectives import Objective
 from pipestill.training.distill_plan import teaches
 from pipestill.training.distill_response import Stored

@@ -160,7 +160,7 @@ def recorded(model: Any, batch: Batch, shape: Shape, **flags: bool) -> tuple[Any
             encoder = model.get_encoder()(**batch.encoder, **flags)
             inputs["encoder_outputs"] = (encoder.last_hidden_state,)
             inputs["attention_mask"] = batch.encoder["attention_mask"]
-        with _head_reads(model, keep):
+        with head_reads(model, keep):
             output = model(**_with_mask(model, inputs), use_cache=False, **flags)
     return found[0], output, encoder
 
@@ -229,7 +229,7 @@ def position_logits(model: Any, inputs: dict[str, Any], positions: Any) -> Any:
     def choose(states: Any) -> Any:
         return states.flatten(0, 1).index_select(0, positions)[None]
 
-    with _head_reads(model, choose):
+    with head_reads(model, choose):
         return model(**inputs, use_cache=False).logits[0]
 
 
@@ -244,7 +244,7 @@ def position_states(model: Any, inputs: dict[str, Any], positions: Any) -> Any:
         found.append(states.flatten(0, 1).index_select(0, positions))
         return states[:1, :0]
 
-    with _head_reads(model, keep):
+    with head_reads(model, keep):
         model(**inputs, use_cache=False)
     return found[0]
 
@@ -267,7 +267,7 @@ def head_of(model: Any) -> Callable[[Any], Any]:
             inputs = {"encoder_outputs": (nothing,), "decoder_input_ids": token}
         else:
             inputs = {"input_ids": token}
-        with _head_reads(model, lambda _: states[None]), _replaced(body, nothing):
+        with head_reads(model, lambda _: states[None]), _replaced(body, nothing):
             return model(**inputs, use_cache=False).logits[0]
 
     return head
@@ -328,7 +328,7 @@ def _replaced(body: Any, states: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _head_reads(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+def head_reads(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
     """While inside, the LM head reads ``change(states)``."""
     handle = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, arguments: (change(arguments[0]), *arguments[1:])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipestill.config import TrainConfig, TuneConfig, parse_length
+from pipestill.config import TrainConfig, TuneConfig, parse_length, refuse_out_of_range
 from pipestill.errors import UserError
 from pipestill.models.loading import Loaded, choose_dtype, load
 from pipestill.models.render import Renderer, renderer_for
@@ -184,7 +184,7 @@ def make_job(
     make = OBJECTIVES[_taught(objective, config)]
     encoded = encode(train, make(train, seed), renderer)
     alone = bool((encoded.label_length == encoded.target_length).all())
-    autocast = _autocast(config.precision)
+    autocast = autocast_of(config.precision)
     if autocast is not None and loaded.model.device.type == "cpu":
         # Measured: the fused kernel's backward pass in bf16 is slower on CPUs than plain products.
         loaded.model.set_attn_implementation("eager")
@@ -210,7 +210,7 @@ def _taught(objective: str, config: TrainConfig) -> str:
     return "label_only" if config.alpha == 1.0 else objective
 
 
-def _autocast(precision: str) -> Any:
+def autocast_of(precision: str) -> Any:
     """The type that products are computed in, or None for fp32; weights stay fp32 in every case.
 
     ``auto`` takes bf16 wherever the processor computes in it natively, which also some CPUs do (a
@@ -250,13 +250,7 @@ def check(
         rules[name] = (getattr(config, name) >= 1, "1 or more")
     for name in SWITCHES:
         rules[name] = (getattr(config, name, "auto") in SWITCH, ", ".join(SWITCH))
-    for name, (fine, allowed) in rules.items():
-        if not fine:
-            raise UserError(
-                "CONFIG_VALUE",
-                f"{name}: found {getattr(config, name)!r}, allowed: {allowed}",
-                "correct the value in the configuration file or in --set",
-            )
+    refuse_out_of_range(config, rules)
 
 
 def use_threads() -> None:
