@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": ("pipestill.cli.plan", "say what a run takes and costs, and whether it can start"),
     "data": ("pipestill.cli.data", "check or convert data files"),
     "report": ("pipestill.cli.report", "show or rebuild the report of a run"),
+    "gate": ("pipestill.cli.gate", "decide whether a new model may take the old one's place"),
     "serve": ("pipestill.cli.serve", "serve a trained student over HTTP"),
     "models": ("pipestill.cli.models", "list models, and what fits where"),
     "doctor": ("pipestill.cli.doctor", "check that everything a run needs is here"),
@@ -88,6 +89,10 @@ def _run(arguments: list[str]) -> int:
     if unknown:
         chosen_parser = commands.choices[known.command]
         chosen_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if getattr(known, "pipeline", None) and hasattr(known, "assignments"):
+        from pipestill.cli.settings import pipeline_of
+
+        known.pipeline = pipeline_of(known.pipeline, known.config, known.assignments)
     code: int = known.main(known)
     return code
 

@@ -16,15 +16,20 @@ from typing import Any
 
 import yaml
 
+from pipestill.data.text import printable
 from pipestill.errors import UserError
+from pipestill.yaml_text import check_bounds, read_yaml, sound
 
 FREE_SECTIONS = ("data", "train", "student", "evaluate", "evaluation", "eval", "report", "deploy")
-SUGAR = ("seeds", "arms", "num_shards", "sizes", "controls")
+SUGAR = ("seeds", "arms", "num_shards", "sizes", "controls", "study")
+# pipeline that is asked for → ``study`` in the file → pipeline that is run
+STUDIES = {"evaluate": {"models": "evaluate", "claims": "claims"}}
 ARMS = ("dss", "label_only", "shuffled")
 FAMILIES = ("response", "feature", "relation", "self", "on_policy")
 CONTROLS = ("teacher_labels", "gold")
 DISTILLING = "on_policy_fraction"  # a parameter by which the pipeline `distill` is known
 LONGEST_FILE = 1_000_000  # bytes
+LONGEST_SHOWN = 200  # characters of a --set in a message
 TYPES = {
     "STRING": str,
     "NUMBER_INTEGER": int,
@@ -58,16 +63,63 @@ def load(
     given = read_file(Path(path), allowed) if path else {}
     given |= read_assignments(assignments, allowed)
     folder = Path(path).parent if path else Path()
+    given = {name: item for name, item in given.items() if name != "study"}
     given = expand_objectives(given) if DISTILLING in allowed else given
-    given = expand_sugar(given)
+    given = expand_sugar(given, allowed)
     return {
         name: resolve_path(name, coerce(name, setting, allowed[name]), folder)
         for name, setting in given.items()
     }
 
 
+def pipeline_of(pipeline: str, path: str | None, assignments: Sequence[str]) -> str:
+    """The pipeline that is run: some have several studies, and the file names one.
+
+    Raises:
+        UserError: ``STUDY_UNKNOWN``, and as `load` where the file cannot be read.
+    """
+    if pipeline not in STUDIES:
+        return pipeline
+    studies = STUDIES[pipeline]
+    chosen = _study_in_file(path) if path else None
+    for text in assignments:
+        name, _, value = text.partition("=")
+        if name.strip() == "study":
+            chosen = Setting(value.strip(), f"--set {text}")
+    if chosen is None:
+        return pipeline
+    if chosen.value not in studies:
+        raise UserError(
+            "STUDY_UNKNOWN",
+            f"{chosen.where}: study: found {chosen.value!r}, allowed: {', '.join(studies)}",
+        )
+    return studies[chosen.value]
+
+
+def _study_in_file(path: str) -> Setting | None:
+    root = compose(Path(path))
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    for key, value in pairs:
+        if key.value == "study":
+            return Setting(value.value, f"{path}, line {key.start_mark.line + 1}")
+    return None
+
+
 def read_file(path: Path, allowed: Mapping[str, type]) -> dict[str, Setting]:
     """The file's values by parameter name."""
+    given: dict[str, Setting] = {}
+    root = compose(path)
+    if root is not None:
+        _walk(root, (), path, allowed, given)
+    return given
+
+
+def compose(path: Path) -> yaml.Node | None:
+    """The file as YAML nodes, with their places; None where it is empty.
+
+    Raises:
+        UserError: ``CONFIG_TOO_LONG``, ``CONFIG_UNREADABLE``, ``CONFIG_YAML``.
+    """
     try:
         if path.stat().st_size > LONGEST_FILE:
             raise UserError("CONFIG_TOO_LONG", f"{path}: more than {LONGEST_FILE:,} bytes")
@@ -77,19 +129,21 @@ def read_file(path: Path, allowed: Mapping[str, type]) -> dict[str, Setting]:
             "CONFIG_UNREADABLE", f"{path}: cannot be read ({error})", "check -c"
         ) from error
     try:
+        check_bounds(text)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line if event.start_mark else 0
                 raise _wrong(path, line, "aliases (*name) are not allowed")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "not YAML"
         raise _wrong(path, mark.line if mark else 0, str(problem)) from error
-    given: dict[str, Setting] = {}
-    if root is not None:
-        _walk(root, (), path, allowed, given)
-    return given
+    except ValueError as error:
+        raise UserError(
+            "CONFIG_YAML", f"{path}, {error}", "correct the configuration file"
+        ) from error
+    return root
 
 
 def _walk(
@@ -110,7 +164,7 @@ def _walk(
             )
         try:
             given[name] = Setting(_construct(node), where)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a date or number that is none
             problem = getattr(error, "problem", None) or str(error)
             raise _wrong(path, node.start_mark.line, problem) from error
         return
@@ -123,7 +177,7 @@ def _walk(
 def _construct(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_document(node)
+        return sound(loader.construct_document(node))
     finally:
         loader.dispose()
 
@@ -139,7 +193,7 @@ def read_assignments(assignments: Sequence[str], allowed: Mapping[str, type]) ->
     given = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        where = f"--set {text}"
+        where = f"--set {printable(text[:LONGEST_SHOWN])}"
         if not equals or not key.strip():
             raise UserError("CONFIG_SET", f"{where}: expected key=value")
         name = parameter_name(tuple(key.strip().split(".")), allowed, where)
@@ -147,8 +201,8 @@ def read_assignments(assignments: Sequence[str], allowed: Mapping[str, type]) ->
             given[name] = Setting(value, where)
             continue
         try:
-            given[name] = Setting(yaml.safe_load(value), where)
-        except yaml.YAMLError as error:
+            given[name] = Setting(read_yaml(value), where)
+        except ValueError as error:
             raise UserError("CONFIG_SET", f"{where}: the value cannot be read") from error
     return given
 
@@ -176,9 +230,13 @@ def parameter_name(keys: tuple[str, ...], allowed: Mapping[str, type], where: st
     )
 
 
-def expand_sugar(given: dict[str, Setting]) -> dict[str, Setting]:
-    """``seeds`` × ``arms`` → ``runs``; ``num_shards: n`` → ``shards``."""
-    rest = {name: setting for name, setting in given.items() if name not in SUGAR}
+def expand_sugar(given: dict[str, Setting], allowed: Mapping[str, type]) -> dict[str, Setting]:
+    """``seeds`` × ``arms`` → ``runs``; ``num_shards: n`` → ``shards``.
+
+    A name that the pipeline itself takes stays as it is.
+    """
+    rest = {name: item for name, item in given.items() if name not in SUGAR or name in allowed}
+    given = {name: item for name, item in given.items() if name not in allowed}
     for short, full in (("seeds", "runs"), ("arms", "runs"), ("num_shards", "shards")):
         if short in given and full in rest:
             raise UserError(
@@ -263,7 +321,7 @@ def coerce(name: str, setting: Setting, kind: type) -> Any:
         return str(value)
     if kind is str and value is None:
         return ""
-    if kind is str and isinstance(value, list) and all(type(item) is int for item in value):
+    if kind is str and isinstance(value, list) and {type(item) for item in value} <= {int, float}:
         return ",".join(str(item) for item in value)  # eval_shots: [0, 2, 5]
     if kind is list:
         return _words(setting, name)

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from pipestill.evaluation.gate_power import mean_statement
 from pipestill.evaluation.statistics import LEVEL, RESAMPLES, Scores, percentile_interval
 
 PASS, FAIL, OPEN = "pass", "fail", "open"
 PROMOTE, KEEP, CANNOT_TELL = "promote", "keep", "cannot_tell"
 _BLOCK_ELEMENTS = 4_000_000  # drawn row numbers held at once: 32 MB
+_FEW_VALUES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +50,49 @@ def mean_interval(
     Raises:
         ValueError: without rows.
     """
+    return percentile_interval(mean_replicates(values, resamples=resamples, seed=seed), level)
+
+
+def mean_replicates(values: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> Scores:
+    """The replicates behind `mean_interval`, widened.
+
+    Args:
+        values: [rows], finite, one row at least.
+        resamples: replicates.
+        seed: of the random generator.
+
+    Returns:
+        [resamples].
+
+    Raises:
+        ValueError: without rows.
+    """
     rows = len(values)
     if rows == 0:
         raise ValueError("no rows to resample")
     random = np.random.default_rng(seed)
     # The order of rows must not matter: the generator's draws are of sorted values.
     ranked = np.sort(np.asarray(values, dtype=np.float64))
+    values, times = np.unique(ranked, return_counts=True)
+    if len(values) <= _FEW_VALUES:  # as right and wrong are: drawn by value, in a fraction of time
+        means = random.multinomial(rows, times / rows, size=resamples) @ values / rows
+    else:
+        means = _drawn_means(ranked, resamples, random)
+    centre = ranked.mean()
+    wider: Scores = centre + (means - centre) * np.sqrt(rows / max(1, rows - 1))
+    return wider
+
+
+def _drawn_means(ranked: Scores, resamples: int, random: np.random.Generator) -> Scores:
+    rows = len(ranked)
     block = max(1, _BLOCK_ELEMENTS // rows)
-    means = np.concatenate(
+    means: Scores = np.concatenate(
         [
             ranked[random.integers(0, rows, size=(min(block, resamples - start), rows))].mean(1)
             for start in range(0, resamples, block)
         ]
     )
-    centre = ranked.mean()
-    wider: Scores = centre + (means - centre) * np.sqrt(rows / max(1, rows - 1))
-    return percentile_interval(wider, level)
+    return means
 
 
 def paired_mean_interval(
@@ -105,7 +134,12 @@ def superior(name: str, new: Scores, old: Scores, *, least: float = 0.0) -> Rule
         outcome=outcome,
         text=f"difference {difference:+.3g} (95 % CI {low:+.3g} to {high:+.3g}), wanted above "
         f"{least:g}",
-        numbers={"difference": difference, "ci95": [low, high], "least": least},
+        numbers={
+            "difference": difference,
+            "ci95": [low, high],
+            "least": least,
+            "power": mean_statement(len(new), _deviation(new, old), margin=-least),
+        },
     )
 
 
@@ -124,8 +158,19 @@ def not_inferior(name: str, new: Scores, old: Scores, *, margin: float) -> Rule:
         outcome=outcome,
         text=f"difference {difference:+.3g} (95 % CI {low:+.3g} to {high:+.3g}), tolerated down to "
         f"{-margin:g}",
-        numbers={"difference": difference, "ci95": [low, high], "margin": margin},
+        numbers={
+            "difference": difference,
+            "ci95": [low, high],
+            "margin": margin,
+            "power": mean_statement(len(new), _deviation(new, old), margin=margin),
+        },
     )
+
+
+def _deviation(new: Scores, old: Scores) -> float:
+    """Standard deviation of one row's difference; 0 of a single row."""
+    gap = np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)
+    return float(gap.std(ddof=1)) if len(gap) > 1 else 0.0
 
 
 def within(name: str, values: Scores, bound: float) -> Rule:
@@ -173,7 +218,8 @@ def decide(rules: Sequence[Rule], override: str = "") -> dict[str, Any]:
 
     Returns:
         ``decision`` (promote, keep, cannot_tell), ``by_rules`` (the same without the override),
-        ``override``, ``sentence``, ``rules`` (name, outcome, text, numbers).
+        ``override``, ``sentence`` (with the power of the first open rule where it cannot tell),
+        ``rules`` (name, outcome, text, numbers).
     """
     failed = [rule.name for rule in rules if rule.outcome == FAIL]
     unclear = [rule.name for rule in rules if rule.outcome == OPEN]
@@ -183,6 +229,8 @@ def decide(rules: Sequence[Rule], override: str = "") -> dict[str, Any]:
         KEEP: f"Keep the old model: {_names(failed)} failed.",
         CANNOT_TELL: f"Cannot tell, so the old model stays: {_names(unclear)} not settled.",
     }[by_rules]
+    if by_rules == CANNOT_TELL:
+        sentence += _power_words(rules)
     reason = override.strip()
     if reason:
         sentence = f"Promoted by a person ({reason}); the rules said: {sentence}"
@@ -193,6 +241,16 @@ def decide(rules: Sequence[Rule], override: str = "") -> dict[str, Any]:
         "sentence": sentence,
         "rules": [asdict(rule) for rule in rules],
     }
+
+
+def _power_words(rules: Sequence[Rule]) -> str:
+    """What the first rule that is open could have found, as a further sentence."""
+    for rule in rules:
+        found = rule.numbers.get("power")
+        if rule.outcome == OPEN and found:
+            words = str(found["sentence"])
+            return f" {words[:1].upper()}{words[1:]}."
+    return ""
 
 
 def _names(names: Sequence[str]) -> str:

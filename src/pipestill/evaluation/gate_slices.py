@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from pipestill.evaluation.gate import FAIL, OPEN, PASS, Rule
+from pipestill.evaluation.gate_power import GAIN, null_variance, paired_statement
 from pipestill.evaluation.statistics import Scores, holm
 
 Z95 = 1.959963984540054
@@ -32,6 +34,7 @@ def counts(new: Scores, old: Scores) -> tuple[int, int, int]:
     return len(first), int((first > second).sum()), int((first < second).sum())
 
 
+@lru_cache(maxsize=4096)
 def paired_interval(rows: int, won: int, lost: int, z: float = Z95) -> tuple[float, float]:
     """Score interval of the difference of two paired proportions, (won − lost) / rows.
 
@@ -53,11 +56,7 @@ def paired_interval(rows: int, won: int, lost: int, z: float = Z95) -> tuple[flo
 
 def _score(rows: int, won: int, lost: int, gap: float) -> float:
     """The score statistic at a difference of `gap`."""
-    wide = -won - lost + (2 * rows - won + lost) * gap
-    rest = -lost * gap * (1 - gap)
-    inner = max(0.0, wide * wide - 8 * rows * rest)
-    lost_share = max(0.0, (math.sqrt(inner) - wide) / (4 * rows))
-    variance = rows * (2 * lost_share + gap * (1 - gap))
+    variance = rows * null_variance(won / rows, lost / rows, gap)
     distance = won - lost - rows * gap
     if variance <= 1e-12:
         return 0.0 if abs(distance) < 1e-9 else math.copysign(math.inf, distance)
@@ -91,13 +90,16 @@ def _text(rows: int, difference: float, low: float, high: float) -> str:
     return f"difference {difference:+.2%} on {rows} rows (95 % CI {low:+.2%} to {high:+.2%})"
 
 
-def more_right(name: str, new: Scores, old: Scores, *, least: float = 0.0) -> Rule:
+def more_right(
+    name: str, new: Scores, old: Scores, *, least: float = 0.0, gain: float = GAIN
+) -> Rule:
     """Passes where surely more answers are right (by `least`), fails where surely not so many.
 
     Args:
         name: of the rule.
         new, old: [rows] 0/1 scores of the same rows.
         least: share of the rows by which more have to be right.
+        gain: share beyond `least` whose power is stated.
     """
     rows, won, lost = counts(new, old)
     low, high = paired_interval(rows, won, lost)
@@ -106,7 +108,11 @@ def more_right(name: str, new: Scores, old: Scores, *, least: float = 0.0) -> Ru
         name=name,
         outcome=PASS if low > least else FAIL if high < least else OPEN,
         text=f"{_text(rows, difference, low, high)}, wanted above {least:.2%}",
-        numbers=_numbers(rows, won, lost, low, high) | {"least": least},
+        numbers=_numbers(rows, won, lost, low, high)
+        | {
+            "least": least,
+            "power": paired_statement(rows, won, lost, gain=min(1.0, least + gain), margin=-least),
+        },
     )
 
 
@@ -125,7 +131,11 @@ def not_fewer_right(name: str, new: Scores, old: Scores, *, margin: float) -> Ru
         name=name,
         outcome=PASS if low > -margin else FAIL if high < -margin else OPEN,
         text=f"{_text(rows, difference, low, high)}, tolerated down to {-margin:.2%}",
-        numbers=_numbers(rows, won, lost, low, high) | {"margin": margin},
+        numbers=_numbers(rows, won, lost, low, high)
+        | {
+            "margin": margin,
+            "power": paired_statement(rows, won, lost, gain=0.0, margin=margin),
+        },
     )
 
 

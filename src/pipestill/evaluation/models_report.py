@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipestill.evaluation import data_views, sections, statistics
 from pipestill.evaluation.arms import label, ordered
+from pipestill.evaluation.gate_power import paired_statement
 from pipestill.evaluation.models_run import PAIR
-from pipestill.evaluation.report import WORDS, read_metrics, read_rejects, render, write_text
+from pipestill.evaluation.report_page import (
+    arms_context,
+    data_context,
+    finish,
+    read_metrics,
+    verdict_context,
+)
 from pipestill.evaluation.summary import (
     MEASURED,
     NO_ACCURACY,
@@ -18,10 +24,9 @@ from pipestill.evaluation.summary import (
     collect_scores,
     json_safe,
 )
-from pipestill.evaluation.wording import gap_words, number, signed_points
-from pipestill.records import Prediction, read_jsonl, write_json
+from pipestill.evaluation.wording import gap_words, number
+from pipestill.records import Prediction, read_jsonl
 
-LEVEL = 0.05
 FUNNEL = (
     ("rows_read", "Read", ""),
     ("rows_rejected", "Set aside", "out"),
@@ -64,30 +69,24 @@ def write_models_report(
     summary = models_summary(
         list(read_jsonl(predictions_path, Prediction)), evaluation, read_metrics(data_metrics_path)
     )
-    write_json(summary_path, summary)
     context = {
-        "title": title,
-        "verdict": summary["verdict"],
-        "verdict_word": WORDS[summary["verdict"]],
-        "verdict_sentence": summary["verdict_sentence"],
-        "notes": summary["notes"],
-        "rows": f"{summary['rows']:,}",
-        "metric": summary["metric"],
+        **verdict_context(summary, title),
+        **arms_context(summary, evaluation),
+        **data_context(summary["data"], rejects_path, FUNNEL),
         "baseline": label(summary["baseline"]),
-        "arms": sections.arm_rows(summary),
-        "accuracy_chart": sections.accuracy(summary),
         "comparisons": comparison_rows(summary),
         "scatters": sections.scatters(summary, ("params", "p50_ms")),
-        "funnel": data_views.funnel(summary["data"], FUNNEL),
-        "rejects": data_views.reject_rows(read_rejects(rejects_path)),
-        "latency_rows": evaluation.get("latency_rows"),
         "reproduction": data_views.reproduction(
             evaluation, summary, {"predictions": predictions_path}
         ),
     }
-    write_text(page_path, render(context, "models.html.j2"))
-    print(summary["verdict_sentence"])
-    return str(summary["verdict"])
+    return finish(
+        summary,
+        context,
+        template="models.html.j2",
+        page_path=page_path,
+        summary_path=summary_path,
+    )
 
 
 def models_summary(
@@ -109,7 +108,7 @@ def models_summary(
     scores = collect_scores(predictions)
     samples = statistics.bootstrap(scores)
     measured, baseline = evaluation.get("arms", {}), str(evaluation["baseline"])
-    comparisons = _comparisons(scores, samples, baseline)
+    comparisons = _with_power(_comparisons(scores, samples, baseline), scores)
     arms: dict[str, Any] = {}
     for arm in ordered({*scores, *measured}):
         known = measured.get(arm, {})
@@ -148,29 +147,25 @@ def models_summary(
 def _comparisons(scores: ArmScores, samples: Mapping[str, Any], baseline: str) -> dict[str, Any]:
     """Every arm that has answers against the baseline; none where the baseline has none."""
     others = [arm for arm in ordered(scores) if arm != baseline and baseline in scores]
-    p_values = {arm: statistics.bootstrap_p(samples[arm], samples[baseline]) for arm in others}
-    adjusted = statistics.holm(p_values)
+    return statistics.compare_all(scores, samples, [(arm, baseline) for arm in others])
+
+
+def _with_power(comparisons: Mapping[str, Any], scores: ArmScores) -> dict[str, Any]:
+    """Each comparison with what its rows could have shown, at Bonferroni's share of the level."""
+    rows = len(next(iter(next(iter(scores.values())).values())))
+    level = statistics.ALPHA / max(1, len(comparisons))
     return {
-        f"{arm}{PAIR}{baseline}": {
-            **dataclasses.asdict(
-                statistics.compare(scores[arm], scores[baseline], samples[arm], samples[baseline])
-            ),
-            "p": p_values[arm],
-            "p_holm": adjusted[arm],
+        name: {
+            **item,
+            "power": paired_statement(rows, item["rows_won"], item["rows_lost"], level=level),
         }
-        for arm in others
+        for name, item in comparisons.items()
     }
 
 
 def _names(comparisons: Mapping[str, Any], word: str) -> list[str]:
     """The comparisons that read `word`: better, worse or cannot_tell."""
-    return [name for name, item in comparisons.items() if _reading(item) == word]
-
-
-def _reading(item: Mapping[str, Any]) -> str:
-    if item["p_holm"] >= LEVEL:
-        return "cannot_tell"
-    return "better" if item["difference"] > 0 else "worse"
+    return [name for name, item in comparisons.items() if statistics.surely(item) == word]
 
 
 def _sentence(
@@ -185,7 +180,11 @@ def _sentence(
     names = ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1]
     basis = f"{rows} held-out rows, {len(comparisons)} compared, p-values adjusted after Holm"
     if verdict == "cannot_tell":
-        return f"Cannot tell {names} from {label(baseline)}: {basis}."
+        # Of several, the one that disagrees least with the baseline needs the fewest rows.
+        power = max((item["power"] for item in comparisons.values()), key=lambda it: it["power"])
+        words = power["sentence"]
+        found = f"{words[:1].upper()}{words[1:]}"
+        return f"Cannot tell {names} from {label(baseline)}: {basis}. {found}."
     verb = {"better": "beat", "worse": "fall"}[verdict] + "s" * (len(told) == 1)
     return f"{names} {verb} {'behind ' * (verdict == 'worse')}{label(baseline)}: {basis}."
 
@@ -215,19 +214,7 @@ def _notes(
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """The paired comparisons, p-values adjusted."""
-    rows = []
-    for name, item in summary["comparisons"].items():
-        low, high = (signed_points(bound) for bound in item["ci95"])
-        p = item["p_holm"]
-        rows.append(
-            {
-                "name": label(name.partition(PAIR)[0]),
-                "difference": signed_points(item["difference"]),
-                "interval": f"{low} to {high}",
-                "won": number(item["rows_won"]),
-                "lost": number(item["rows_lost"]),
-                "p": "< 0.001" if p < 0.001 else f"{p:.3f}",
-                "reading": WORDS[_reading(item)].lower(),
-            }
-        )
-    return rows
+    return [
+        sections.adjusted_row(item, label(name.partition(PAIR)[0]))
+        for name, item in summary["comparisons"].items()
+    ]

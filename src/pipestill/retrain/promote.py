@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from pipestill.data.digest import code_digest
 from pipestill.errors import WorkError
 from pipestill.evaluation.gate import PROMOTE, Rule, decide, enough_rows
+from pipestill.evaluation.gate_files import LABEL, LENGTH, slices_by
 from pipestill.evaluation.gate_slices import more_right, no_slice_worse, not_fewer_right
 from pipestill.evaluation.statistics import Scores
 from pipestill.records import Prediction, read_jsonl, write_json
@@ -24,7 +24,6 @@ from pipestill.retrain.settings import GateRule, check
 from pipestill.serving.files import is_model_file
 
 CHALLENGER, CHAMPION = "tuned", "base"  # arms of `evaluate_tuned`
-MOST_LABELS = 20
 
 
 def promote(
@@ -199,16 +198,8 @@ def paired(predictions: Sequence[Prediction]) -> tuple[Scores, Scores, list[Pred
 
 def slices_of(rows: Sequence[Prediction]) -> dict[str, list[int]]:
     """Slices by label (the most common ones) and by length of the input (thirds)."""
-    slices: dict[str, list[int]] = {}
-    labels = {label for label, _ in Counter(row.gold for row in rows).most_common(MOST_LABELS)}
-    lengths = [len(row.input_text.split()) for row in rows]
-    edges = np.quantile(lengths, (1 / 3, 2 / 3)) if rows else np.zeros(2)
-    for at, row in enumerate(rows):
-        if row.gold in labels and len(labels) > 1:
-            slices.setdefault(f"label {row.gold[:60]}", []).append(at)
-        third = ("short", "middle", "long")[int((lengths[at] > edges).sum())]
-        slices.setdefault(f"{third} inputs", []).append(at)
-    return slices
+    shown = [{"gold": row.gold, "input_text": row.input_text} for row in rows]
+    return slices_by(shown, (LABEL, LENGTH))
 
 
 def model_digest(folder: Path) -> str:

@@ -17,7 +17,8 @@ from pipestill.evaluation.gate import (
     superior,
     within,
 )
-from pipestill.evaluation.report import read_metrics
+from pipestill.evaluation.gate_slices import not_fewer_right
+from pipestill.evaluation.report_page import read_metrics
 from pipestill.models.student import INFO_FILE
 from pipestill.records import write_json
 from pipestill.rlhf.alarms import alarms
@@ -106,7 +107,8 @@ def policy_rules(
         not_inferior(
             "fluency", -token_nll(tuned), -token_nll(base), margin=math.log1p(perplexity_margin)
         ),
-        not_inferior(
+        # By the score interval: resampling takes a few dozen answers that all end for proof.
+        not_fewer_right(
             "answers_that_end", column(tuned, "ended"), column(base, "ended"), margin=eos_margin
         ),
         within("KL_to_the_start", column(tuned, "kl"), kl_bound),
