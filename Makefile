@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format compile bench images lint-images lock sbom audit clean
+.PHONY: help demo test test-fast check format compile bench images lint-images lock sbom audit maintained clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ sbom:  ## Write the images' lists of parts, as CycloneDX, into dist/sbom (needs 
 
 audit:  ## Look the locked versions up in the vulnerability service (needs pip-audit, network)
 	$(MAKE) -C containers audit
+
+maintained:  ## Say when each dependency was last released (needs network)
+	$(MAKE) -C containers maintained
 
 clean:  ## Remove what was built here (the virtual environment and runs stay)
 	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
