@@ -20,6 +20,8 @@ def evaluate_tuned(
     code_execution: bool = False,
     code_timeout_s: float = 5.0,
     code_memory_mb: int = 512,
+    code_samples: int = 0,
+    code_temperature: float = 0.8,
 ):
     """Runs the tuned model and the model before tuning from the same prompts.
 

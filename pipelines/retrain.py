@@ -126,6 +126,8 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         code_execution: bool = False,
         code_timeout_s: float = 5.0,
         code_memory_mb: int = 512,
+        code_samples: int = 0,
+        code_temperature: float = 0.8,
         # the gate
         gate_require: str = "better",
         gate_margin: float = 0.02,

@@ -86,6 +86,8 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         code_execution: bool = False,
         code_timeout_s: float = 5.0,
         code_memory_mb: int = 512,
+        code_samples: int = 0,
+        code_temperature: float = 0.8,
         title: str = "Supervised tuning",
         # the model that is served
         deploy_model: bool = True,

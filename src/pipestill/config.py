@@ -265,6 +265,37 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurveConfig:
+    """How one way of training is measured against the number of rows. Component `train_curve`."""
+
+    shares: str = "0.125,0.25,0.5,1"  # of the training rows; smaller ones lie inside larger ones
+    seeds: str = "0,1,2"
+    learning_rates: str = ""  # tried on the validation rows; "" = the recommended one and its
+    # third and threefold
+    search_seed: int = 1000  # of the trials; none of `seeds`
+    deploy_share: float = 1.0  # whose first seed is kept as the student
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig:
+    """What a request costs where a model answers it. Component `evaluate_prompts`."""
+
+    serving_machine: str = "n1-standard-4"  # of the price table
+    machine_usd_per_hour: float = 0.0  # above 0 it takes the place of the table's price
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierConfig:
+    """Reward against KL, by one policy a coefficient. Component `reward_frontier`."""
+
+    preference_dataset: str = ""  # "" = not measured
+    prompt_dataset: str = ""
+    supervised_dataset: str = ""
+    supervised_train_steps: int = 150
+    kl_coeffs: str = "0.1,0.4,1.6"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneEvalConfig:
     """What is measured of a tuned model and its base. Component `evaluate_tuned`."""
 
@@ -275,6 +306,8 @@ class TuneEvalConfig:
     code_execution: bool = False  # run the answers to rows that bring tests, in a sandbox
     code_timeout_s: float = 5.0  # wall-clock time of one program
     code_memory_mb: int = 512  # address space of one program
+    code_samples: int = 0  # programs a row for pass@k; 0 = the greedy one alone
+    code_temperature: float = 0.8  # that they are sampled at
 
 
 def parse_length(text: str | int) -> int:

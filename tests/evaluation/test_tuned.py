@@ -63,6 +63,8 @@ def test_both_models_answer_the_same_prompts(tuned, tmp_path):
     assert arms["tuned"]["prompt_tokens"] == arms["base"]["prompt_tokens"]
     assert arms["tuned"]["template_accuracy"] == arms["tuned"]["token_accuracy"] == 1.0
     assert arms["tuned"]["perplexity"] < 1.5 < arms["base"]["perplexity"]
+    assert arms["tuned"]["scores"]["chrf"] == arms["tuned"]["scores"]["rougeL"] == 1.0
+    assert found["score_comparisons"]["chrf"]["tuned"]["difference"] > 0.5
     assert arms["tuned"]["p50_ms"] > 0
     assert "pass_at_1" not in arms["tuned"]
     predictions = list(read_jsonl(tmp_path / "p.jsonl", Prediction))

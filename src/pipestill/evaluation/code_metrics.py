@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 
@@ -56,3 +57,22 @@ def words(command: str) -> list[str]:
 
 def _is_number(word: str) -> bool:
     return word[1:].isdecimal()
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """The chance that one of `k` of the row's samples passes: 1 − C(n−c, k) / C(n, k).
+
+    Unbiased, unlike 1 − (1 − c/n)^k (Chen et al. 2021, arXiv 2107.03374, section 2.1, equation 1).
+    The score of a set is the mean over its rows.
+
+    Args:
+        samples: n, independent answers to one row.
+        passed: c, those whose program passes the row's tests.
+        k: at most `samples`.
+
+    Raises:
+        ValueError: where not 0 <= passed <= samples and 1 <= k <= samples.
+    """
+    if not (0 <= passed <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@{k} of {samples} samples, {passed} passed")
+    return 1 - math.comb(samples - passed, k) / math.comb(samples, k)

@@ -24,6 +24,7 @@ from pipestill.evaluation.run import (
 from pipestill.evaluation.scoring import METRICS
 from pipestill.evaluation.student_arms import answer_all, answer_limit, time_models
 from pipestill.evaluation.teacher_arms import teacher_arms
+from pipestill.evaluation.text_metrics import score_arms
 from pipestill.models.loading import load_tokenizer, resolve_reference
 from pipestill.models.student import INFO_FILE
 from pipestill.records import Example, read_jsonl, write_jsonl
@@ -60,8 +61,9 @@ def evaluate_models(
         teacher: who answers few-shot; not used without ``config.eval_shots``.
 
     Returns:
-        ``rows``, ``rows_without_gold``, ``metric``, ``baseline``, ``arms`` (accuracy, tokens per
-        row, latency in ms, params, bytes; or ``error``), ``latency_rows``, ``config``,
+        ``rows``, ``rows_without_gold``, ``metric``, ``baseline``, ``arms`` (accuracy, scores,
+        tokens per row, latency in ms, params, bytes; or ``error``), ``score_comparisons`` and
+        ``score_signatures`` (`pipestill.evaluation.text_metrics`), ``latency_rows``, ``config``,
         ``cpu_seconds``.
 
     Raises:
@@ -96,12 +98,16 @@ def evaluate_models(
         for item in [*predictions, *told]
     ]
     write_jsonl(predictions_path, predictions)
+    text = score_arms(predictions, chosen)
+    for arm, scores in text.pop("scores").items():
+        arms[arm]["scores"] = scores
     return {
         "rows": len(rows),
         "rows_without_gold": without_gold,
         "metric": metric,
         "baseline": chosen,
         "arms": {arm: {**facts, **mean_scores(predictions, arm)} for arm, facts in arms.items()},
+        **text,
         "latency_rows": len(timed),
         "config": {
             "models": {arm: reference for reference, arm in named.items()},

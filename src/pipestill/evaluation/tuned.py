@@ -11,11 +11,13 @@ from pipestill.config import EvalConfig, TuneEvalConfig, pick
 from pipestill.errors import UserError
 from pipestill.evaluation.code_execution import assemble, run_program
 from pipestill.evaluation.code_metrics import same_template
+from pipestill.evaluation.code_samples import sampled_pass_at_k
 from pipestill.evaluation.latency import percentiles, time_rows
 from pipestill.evaluation.likelihood import likelihood
 from pipestill.evaluation.run import held_out_rows
 from pipestill.evaluation.scoring import answers_match
 from pipestill.evaluation.student_arms import answer_limit, read_curve
+from pipestill.evaluation.text_metrics import score_arms
 from pipestill.models.student import Generated, Student
 from pipestill.records import Example, Prediction, write_jsonl
 from pipestill.training.supervised import OBJECTIVE, model_input
@@ -46,9 +48,11 @@ def evaluate_tuned(
         config: rows and sizes.
 
     Returns:
-        ``rows``, ``metric``, ``task``, ``arms`` (accuracy, exact, nll, perplexity, token_accuracy,
-        for code template_accuracy and pass_at_1, tokens per row, latency in ms, params, bytes),
-        ``curves``, ``latency_rows``, ``config``, ``cpu_seconds``.
+        ``rows``, ``metric``, ``task``, ``arms`` (accuracy, exact, scores, nll, perplexity,
+        token_accuracy, for code template_accuracy and pass_at_1, tokens per row, latency in ms,
+        params, bytes), ``score_comparisons`` and ``score_signatures``
+        (`pipestill.evaluation.text_metrics`), ``curves``, ``latency_rows``, ``config``,
+        ``cpu_seconds``.
 
     Raises:
         UserError: ``NO_EVALUATION_ROWS``, ``MODEL_NOT_TUNED``, and what loading a model raises.
@@ -77,6 +81,8 @@ def evaluate_tuned(
         gold = [row.output_text or "" for row in rows]
         predictions += own
         arms[arm] = {**facts, **_probable(student, inputs, gold), **_size(student)}
+        if metric == PASS and config.code_samples:
+            arms[arm]["pass_at_k"] = _sampled(student, rows, inputs, limit, config)
         _tell(arm, own, arms[arm], metric)
     timed = inputs[: config.latency_rows]
     spent = time_rows(
@@ -85,11 +91,15 @@ def evaluate_tuned(
     for arm, milliseconds in spent.items():
         arms[arm] |= percentiles(milliseconds)
     write_jsonl(predictions_path, _timed(predictions, spent, rows))
+    text = score_arms(predictions, "base")
+    for arm, scores in text.pop("scores").items():
+        arms[arm]["scores"] = scores
     return {
         "rows": len(rows),
         "metric": metric,
         "task": task,
         "arms": arms,
+        **text,
         "curves": {f"{OBJECTIVE}:{info.get('seed', 0)}": read_curve(model_path)},
         "latency_rows": len(timed),
         "config": {
@@ -172,6 +182,25 @@ def _executed(
         right.append(outcome.passed)
         errors.append("" if outcome.passed else f"{outcome.status} {outcome.error}".strip())
     return right, errors
+
+
+def _sampled(
+    student: Student,
+    rows: Sequence[Example],
+    inputs: Sequence[str],
+    limit: int,
+    config: TuneEvalConfig,
+) -> dict[str, float]:
+    return sampled_pass_at_k(
+        student,
+        rows,
+        inputs,
+        samples=config.code_samples,
+        temperature=config.code_temperature,
+        max_new_tokens=limit,
+        timeout_s=config.code_timeout_s,
+        memory_mb=config.code_memory_mb,
+    )
 
 
 def _probable(student: Student, inputs: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
