@@ -1,5 +1,7 @@
 """Conversations over HTTP: the prompts of training, and a clear refusal everywhere else."""
 
+import json
+
 import pytest
 
 from pipestill.models import chat
@@ -55,6 +57,15 @@ def test_a_conversation_is_read_as_in_training(client, folder):
             "output_tokens": expected.output_tokens,
         }
     ]
+
+
+def test_a_conversation_is_streamed(client):
+    whole = ask(client, {"messages": HISTORY}).json()
+    body = {"instances": [{"messages": HISTORY}], "parameters": {"stream": True}}
+    lines = client.post("/predict", json=body).text.splitlines()
+    *pieces, last = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert last == whole
+    assert "".join(piece["text"] for piece in pieces) == whole["predictions"][0]["output_text"]
 
 
 def test_both_ways_to_write_a_conversation_are_the_same(client):

@@ -17,37 +17,60 @@ from pipestill.serving.engine import (
     QueueFullError,
 )
 
+END, REASON = -1, 2_000_000  # ids: a letter is its code point; a rationale's first one is moved
+
 
 class Echo:
-    """Answers with the text itself; `gate` holds a call back, `broken` makes it fail."""
+    """Writes the text itself, a letter a step; `gate` holds a call back, `broken` makes it fail."""
 
     def __init__(self):
+        generation = SimpleNamespace(eos_token_id=[END])
+        self.loaded = SimpleNamespace(model=SimpleNamespace(generation_config=generation))
+        self.info = {"objective": "none"}
         self.calls: list[list[str]] = []
-        self.gate = threading.Event()
+        self.steps = 0
+        self.gate, self.step_gate = threading.Event(), threading.Event()
         self.gate.set()
+        self.step_gate.set()
         self.broken = False
         self.renderer = SimpleNamespace(
-            max_input_tokens=20,
-            prompts=lambda task, texts: [SimpleNamespace(truncated=len(t) > 20) for t in texts],
+            max_input_tokens=20, max_output_tokens=1000, prompts=self._prompts, tokenizer=self
         )
+        self.all_special_ids = [END]
 
-    def _say(self, texts, limit, how):
+    def _prompts(self, task, texts):
+        moved = REASON if task == "explain" else 0
+        rows = [[ord(t[0]) + moved, *map(ord, t[1:])] if t else [END] for t in texts]
+        return [SimpleNamespace(ids=row, truncated=len(row) > 20) for row in rows]
+
+    def decode(self, ids, skip_special_tokens=True):
+        letters = [("because " + chr(i - REASON)) if i >= REASON else chr(i) for i in ids if i >= 0]
+        return "".join(letters)
+
+    def convert_ids_to_tokens(self, token):
+        return chr(token)
+
+    def generate(self, prompts, limit, watch):
         self.gate.wait(10)
+        texts = [self.decode(ids) for ids in prompts]
         if self.broken or "poison" in texts:
             raise RuntimeError("out of memory")
         if texts != [PROBE]:
-            self.calls.append(list(texts))
-        return [
-            SimpleNamespace(text=how + t[:limit], prompt_tokens=len(t), output_tokens=1)
-            for t in texts
-        ]
+            self.calls.append(texts)
+        for step in range(limit):
+            self.step_gate.wait(10)
+            self.steps += 1
+            if all(watch([ids[step] if step < len(ids) else END for ids in prompts])):
+                return
 
-    def answer(self, inputs, *, batch_size, max_new_tokens):
-        assert batch_size == len(inputs), "all texts belong into one call"
-        return self._say(inputs, max_new_tokens, "")
 
-    def explain(self, inputs, *, batch_size, max_new_tokens):
-        return self._say(inputs, max_new_tokens, "because ")
+def no_flow(student):
+    return None
+
+
+def engine_of(echo, **changes):
+    options = {"max_batch": 4, "max_wait_ms": 20, "max_queue": 8, **changes}
+    return Engine(lambda: echo, generate=Echo.generate, flow=no_flow, **options)
 
 
 @pytest.fixture
@@ -57,7 +80,7 @@ def echo():
 
 @pytest.fixture
 def engine(echo):
-    engine = Engine(lambda: echo, max_batch=4, max_wait_ms=20, max_queue=8)
+    engine = engine_of(echo)
     engine.start()
     until(lambda: engine.problem is None)
     yield engine
@@ -100,7 +123,7 @@ def test_requests_that_do_not_fit_together_take_turns(engine, echo):
     assert max(map(len, echo.calls)) <= 4
 
 
-def test_different_limits_do_not_share_a_call(engine, echo):
+def test_each_request_keeps_its_own_limit(engine, echo):
     echo.gate.clear()
     futures = [engine.submit(["abcdef"], max_output_tokens=n) for n in (2, 3, 2)]
     explained = engine.submit(["abcdef"], max_output_tokens=2, explain=True)
@@ -120,7 +143,7 @@ def test_a_full_queue_refuses(engine, echo):
     with pytest.raises(QueueFullError):
         flood()
     echo.gate.set()
-    until(lambda: engine._jobs.empty())
+    until(lambda: engine.waiting == 0)
     assert texts_of(engine.submit(["after"], max_output_tokens=9)) == ["after"]
 
 
@@ -153,7 +176,9 @@ def test_a_model_that_no_longer_answers_turns_the_health_red(engine, echo):
 
 def test_nothing_is_taken_before_the_model_is_loaded(echo):
     loaded = threading.Event()
-    engine = Engine(lambda: loaded.wait(10) and echo, max_batch=4, max_wait_ms=1, max_queue=8)
+    options = {"max_batch": 4, "max_wait_ms": 1, "max_queue": 8, "generate": Echo.generate}
+    options["flow"] = no_flow
+    engine = Engine(lambda: loaded.wait(10) and echo, **options)
     engine.start()
     with pytest.raises(NotReadyError, match="still loading"):
         engine.submit(["q"], max_output_tokens=1)
@@ -183,7 +208,7 @@ def test_failing_to_load_is_told():
 def test_a_cancelled_request_is_skipped(engine, echo):
     echo.gate.clear()
     engine.submit(["first"], max_output_tokens=9)
-    until(lambda: engine._jobs.empty())
+    until(lambda: engine.waiting == 0)
     time.sleep(0.05)
     gone = engine.submit(["gone"], max_output_tokens=9)
     assert gone.cancel()
@@ -202,11 +227,11 @@ def test_a_cancelled_request_is_skipped(engine, echo):
 )
 def test_every_request_gets_its_own_answers_in_order(requests):
     echo = Echo()
-    engine = Engine(lambda: echo, max_batch=4, max_wait_ms=1, max_queue=64)
+    engine = engine_of(echo, max_wait_ms=1, max_queue=64)
     engine.start()
     until(lambda: engine.problem is None)
     futures = [engine.submit(texts, max_output_tokens=limit) for texts, limit in requests]
     wait(futures, 10)
     engine.stop()
     for future, (texts, limit) in zip(futures, requests, strict=True):
-        assert texts_of(future) == [text[:limit] for text in texts]
+        assert texts_of(future) == [text[:limit].strip() for text in texts]

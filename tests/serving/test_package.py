@@ -202,3 +202,12 @@ def test_the_choice_is_the_highest_accuracy_whatever_the_order(scores):
     known = [c.measured("val_label_accuracy") for c in candidates]
     known = [accuracy for accuracy in known if accuracy is not None]
     assert best.measured("val_label_accuracy") == (max(known) if known else None)
+
+
+def test_links_do_not_travel_with_a_model(students, summary, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    (students[1] / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    (students[1] / "loop.json").symlink_to(students[1] / "loop.json")
+    served = tmp_path / "out" / "served"
+    package_student(students, summary, served, objective="dss")
+    assert not {"notes.txt", "loop.json"} & {path.name for path in served.iterdir()}

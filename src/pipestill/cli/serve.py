@@ -18,7 +18,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", help="default: 127.0.0.1, and all interfaces where AIP_HTTP_PORT is set"
     )
-    parser.add_argument("--max-batch", type=int, help="instances that share a call (default: 32)")
+    parser.add_argument(
+        "--max-batch", type=int, help="prompts that are answered at once (default: 32)"
+    )
+    parser.add_argument(
+        "--max-queue", type=int, help="requests that may wait; more get 429 (default: 64)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="for one request; then 504 (default: 60)"
+    )
+    parser.add_argument(
+        "--drain", type=float, metavar="SECONDS",
+        help="for the running and waiting requests after SIGTERM (default: 25)",
+    )  # fmt: skip
     parser.add_argument(
         "--log-requests", default="", metavar="DIR",
         help="log inputs and answers whose sender consents, for retraining (default: none)",
@@ -43,6 +55,9 @@ def main(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        timeout_s=args.timeout,
+        drain_s=args.drain,
         log_requests=args.log_requests,
         log_share=args.log_share,
     )

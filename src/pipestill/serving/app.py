@@ -2,232 +2,75 @@
 
 ``POST`` predict route: ``{"instances": ["…"], "parameters": {…}}`` → ``{"predictions":
 [{"output_text": "…", …}]}``; an instance is a text, ``{"input_text": "…"}`` or, for a chat model,
-``{"messages": [{"role": "user", "content": "…"}, …]}``. ``GET`` health route: 200 once the model
-answers, else 503. Every error is ``{"error": "…"}`` in one sentence.
+``{"messages": [{"role": "user", "content": "…"}, …]}``. With ``"stream": true`` among the
+parameters the answer comes as server-sent events. ``GET`` health route: 200 while the model
+answers, else 503. ``GET`` metrics route: figures for Prometheus. Every error is ``{"error": "…"}``
+in one sentence.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
-from fastapi.responses import JSONResponse
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    FailFast,
-    Field,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from pipestill.data.convert_chat import turns_of
-from pipestill.data.raw import REASONS, RowProblem
-from pipestill.models.chat import Conversation
-from pipestill.serving.engine import (
-    Engine,
-    InputRefusedError,
-    InputTooLongError,
-    NotReadyError,
-    QueueFullError,
-)
+from pipestill.serving.engine import Engine
+from pipestill.serving.metrics import TYPE, Counted, Metrics
+from pipestill.serving.predict import Predictor
 from pipestill.serving.request_log import RequestLog
 from pipestill.serving.settings import Settings
 
-TEXT, CHAT = "(text)", "(chat)"  # kinds of instances, in the places of validation errors
-
-
-def _as_object(value: Any) -> Any:
-    return {"input_text": value} if isinstance(value, str) else value
-
-
-def _whole(value: Any) -> Any:
-    """Takes 64.0 as 64, because numbers that come through protobuf are floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _not_too_many(value: Any, info: ValidationInfo) -> Any:
-    """Looks at the length first, so that a body full of instances costs nothing more."""
-    limit = (info.context or {}).get("max_instances")
-    if isinstance(value, list) and limit and len(value) > limit:
-        raise ValueError(f"{len(value):,} given, at most {limit:,} are allowed")
-    return value
-
-
-def _not_blank(value: Any) -> Any:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("must not be blank")
-    return value
-
-
-class Instance(BaseModel):
-    """One input."""
-
-    model_config = ConfigDict(strict=True)
-    input_text: Annotated[str, BeforeValidator(_not_blank)]
-    consent: bool = False  # to be kept in the request log, where the server has one
-    field: ClassVar[str] = "input_text"
-
-    def text(self) -> str:
-        return self.input_text
-
-
-class Chat(BaseModel):
-    """One conversation that the user speaks last in, as rows of chats are written for training."""
-
-    model_config = ConfigDict(strict=True)
-    messages: list[Any]
-    context: str = ""
-    consent: bool = False
-    field: ClassVar[str] = "messages"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _either(cls, value: Any) -> Any:
-        if "input_text" in value:
-            raise ValueError("input_text and messages are both given, one is allowed")
-        return value
-
-    @model_validator(mode="after")
-    def _in_turns(self) -> "Chat":
-        try:
-            _, turns = turns_of({"messages": self.messages, "context": self.context})
-        except RowProblem as problem:
-            raise ValueError(f"{problem.field} {REASONS[problem.reason]}") from problem
-        if turns[-1][0] != "user":
-            raise ValueError("the last of messages must be the user's")
-        return self
-
-    def text(self) -> Conversation:
-        context, turns = turns_of({"messages": self.messages, "context": self.context})
-        system = [("system", context)] if context else []
-        told = [{"role": role, "content": content} for role, content in [*system, *turns]]
-        return Conversation(turns[-1][1], told)
-
-
-def _kind(value: Any) -> str:
-    return CHAT if isinstance(value, dict) and "messages" in value else TEXT
-
-
-class Parameters(BaseModel):
-    """What holds for all instances of a request."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    max_output_tokens: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=8192)] | None = None
-    explain: bool = False
-
-
-class PredictionRequest(BaseModel):
-    """The body of a prediction request; other keys at the top are left alone."""
-
-    model_config = ConfigDict(strict=True)
-    instances: Annotated[
-        list[
-            Annotated[
-                Annotated[Instance, BeforeValidator(_as_object), Tag(TEXT)]
-                | Annotated[Chat, Tag(CHAT)],
-                Discriminator(_kind),
-            ]
-        ],
-        Field(min_length=1),
-        FailFast(),
-        BeforeValidator(_not_too_many),
-    ]
-    parameters: Parameters | None = None
+SENTENCE = 300  # characters of an error at most: names of fields come from the client
 
 
 def create_app(engine: Engine, settings: Settings, log: RequestLog | None = None) -> FastAPI:
-    """The application; the engine starts and stops with it, and the request log is closed."""
+    """The application; the engine starts and stops with it, and the request log is closed.
+
+    ``app.state.metrics`` is its `Metrics`.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        await asyncio.to_thread(engine.stop)
+        await asyncio.to_thread(engine.stop, 5.0)  # all requests have ended, or were given up
         if log is not None:
             log.close()
 
+    async def say(_: Request, error: Exception) -> Response:
+        assert isinstance(error, StarletteHTTPException)
+        headers = dict(error.headers or {})
+        if engine.draining:
+            headers["Connection"] = "close"
+        return JSONResponse({"error": _tidy(str(error.detail))}, error.status_code, headers)
+
+    async def fail(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": f"the server failed ({type(error).__name__})"}, 500)
+
+    async def health(_: Request) -> Response:
+        if (problem := engine.problem) is not None:
+            raise HTTPException(503, problem)
+        return JSONResponse({"status": "ok"})
+
+    async def figures(_: Request) -> Response:
+        return Response(metrics.text(), headers={"Content-Type": TYPE})
+
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def say(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-
-    @app.get(settings.health_route)
-    async def health() -> dict[str, str]:
-        if engine.problem is not None:
-            raise HTTPException(503, engine.problem)
-        return {"status": "ok"}
-
-    @app.post(settings.predict_route)
-    async def predict(request: Request) -> dict[str, Any]:
-        asked = parse(await read_body(request, settings.max_body_bytes), settings)
-        wanted = asked.parameters or Parameters()
-        try:
-            future = engine.submit(
-                [instance.text() for instance in asked.instances],
-                max_output_tokens=wanted.max_output_tokens or settings.max_output_tokens,
-                explain=wanted.explain,
-            )
-            answers = await asyncio.wrap_future(future)
-            if log is not None:
-                await asyncio.to_thread(log.add, asked.instances, answers)
-            return {"predictions": answers}
-        except InputTooLongError as error:
-            field = f"instances[{error.index}].{asked.instances[error.index].field}"
-            raise HTTPException(
-                400, f"{field}: longer than {error.limit} tokens, which is what the model reads"
-            ) from error
-        except InputRefusedError as error:
-            raise HTTPException(400, f"instances[{error.index}].messages: {error}") from error
-        except QueueFullError as error:
-            raise HTTPException(429, f"busy: {error}", {"Retry-After": "1"}) from error
-        except NotReadyError as error:
-            raise HTTPException(503, str(error)) from error
-
+    metrics = app.state.metrics = Metrics(engine)
+    predictor = Predictor(engine, settings, metrics, log)
+    app.add_middleware(Counted, path=settings.predict_route, metrics=metrics)
+    app.add_exception_handler(StarletteHTTPException, say)
+    app.add_exception_handler(Exception, fail)
+    app.add_route(settings.health_route, health, methods=["GET"])
+    app.add_route(settings.metrics_route, figures, methods=["GET"])
+    app.add_route(settings.predict_route, predictor.respond, methods=["POST"])
     return app
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, never more of it than `limit` bytes.
-
-    Raises:
-        HTTPException: 413.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"the body is larger than {limit:,} bytes")
-    return bytes(body)
-
-
-def parse(body: bytes, settings: Settings) -> PredictionRequest:
-    """The request in `body`.
-
-    Raises:
-        HTTPException: 400 that names the first wrong field.
-    """
-    context = {"max_instances": settings.max_instances}
-    try:
-        return PredictionRequest.model_validate_json(body, context=context)
-    except ValidationError as error:
-        raise HTTPException(400, _sentence(error)) from error
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first error, with its place: ``instances[3].input_text: Field required``."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}"
-        for part in first["loc"]
-        if part not in (TEXT, CHAT)
-    ).lstrip(".")
-    return f"{path or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+def _tidy(sentence: str) -> str:
+    """One line that can be printed, and not a long one, whatever the client wrote into it."""
+    line = "".join(sign if sign.isprintable() else " " for sign in sentence[: SENTENCE + 1])
+    return line if len(line) <= SENTENCE else f"{line[:SENTENCE]}…"

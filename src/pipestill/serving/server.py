@@ -5,9 +5,11 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipestill.errors import PipestillError, UserError, WorkError
 from pipestill.serving.engine import Answerer, Engine
@@ -15,9 +17,15 @@ from pipestill.serving.files import is_model_file
 from pipestill.serving.request_log import LogSettings, RequestLog
 from pipestill.serving.settings import Settings
 
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
 
 def serve(model: str, settings: Settings) -> None:
-    """Serves `model` until SIGTERM or Ctrl-C; requests that run then are answered first.
+    """Serves `model` until SIGTERM or Ctrl-C; requests that are here then are answered first.
+
+    From the signal on, the health is red and new requests get 503. A second signal ends at once.
 
     Args:
         model: a student's folder, a pocket model, a hub name, or a ``gs://`` folder.
@@ -28,8 +36,6 @@ def serve(model: str, settings: Settings) -> None:
             `pipestill.models.student.Student.load`.
         WorkError: ``SERVE_MODEL`` where the model loads and cannot answer.
     """
-    import uvicorn
-
     from pipestill.serving.app import create_app
 
     with _clean_end(), local_copy(model) as folder, _listen(settings) as listener:
@@ -39,17 +45,49 @@ def serve(model: str, settings: Settings) -> None:
             max_batch=settings.max_batch,
             max_wait_ms=settings.max_wait_ms,
             max_queue=settings.max_queue,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_request_tokens=settings.max_request_tokens,
+            stall_s=settings.stall_s,
             on_ready=lambda: print(curl_line(settings, port), flush=True),
             on_failure=lambda: setattr(server, "should_exit", True),
         )
         app = create_app(engine, settings, request_log(settings, model))
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=30, access_log=False)
-        )
+        server = draining_server(app, engine, settings.drain_s)
         print(f"loading {model} on {settings.host}:{port}", flush=True)
         server.run(sockets=[listener])
         if engine.failure is not None:
             raise _as_pipestill_error(model, engine.failure)
+
+
+def draining_server(app: "FastAPI", engine: Engine, drain_s: float) -> "uvicorn.Server":
+    """A uvicorn server that goes on listening while the requests that it has are answered.
+
+    The first signal begins the end: the engine takes nothing more, so the application answers 503,
+    and uvicorn's own end follows when no request is left or `drain_s` seconds are over; what is
+    left then gets 503 too. uvicorn alone would close the port first, and a client could not tell a
+    server that ends from one that is broken.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if self.should_exit or engine.draining or engine.failure is not None:
+                super().handle_exit(sig, frame)
+                return
+            self._captured_signals.append(sig)  # raised again by uvicorn when it has ended
+            engine.drain()
+            threading.Thread(target=self.drain, name="pipestill-drain", daemon=True).start()
+
+        def drain(self) -> None:
+            end = time.monotonic() + drain_s
+            while app.state.metrics.active and time.monotonic() < end:
+                time.sleep(0.02)
+            engine.abandon()
+            self.should_exit = True
+
+    return Server(
+        uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=5, access_log=False)
+    )
 
 
 @contextmanager
