@@ -17,6 +17,7 @@ PIPELINES = {
     "supervised_tuning": "pipestill.pipelines.supervised_tuning",
     "rlhf": "pipestill.pipelines.rlhf",
     "evaluate": "pipestill.pipelines.evaluate",
+    "claims": "pipestill.pipelines.claims",
     "retrain": "pipestill.pipelines.retrain",
     "batch_predict": "pipestill.pipelines.batch_predict",
 }

@@ -25,7 +25,7 @@ from pipestill.pipelines import build
 from pipestill.pipelines.failure import explain
 from pipestill.pipelines.hooks import hooked
 from pipestill.pipelines.screen import Screen
-from pipestill.pipelines.steps import Steps
+from pipestill.pipelines.steps import LOOP_INPUTS, Steps
 from pipestill.records import write_json
 
 # KFP's local runner replaces these inside every argument: the first by the interpreter's path.
@@ -72,7 +72,7 @@ def run_local(
         steps = Steps(
             logs=out / "logs",
             screen=Screen(say),
-            loops={"run": len(config.get("runs", "1")), "shard": len(config.get("shards", "1"))},
+            loops={name: len(config.get(f"{name}s", "1")) for name in LOOP_INPUTS},
             environment=step_environment(config),
             keep_open=(lock,),
         )

@@ -20,7 +20,7 @@ LONGEST_ARGUMENT = 131_000  # bytes; Linux refuses a longer single argument (MAX
 KILL_AFTER_S = 30.0  # for a last checkpoint, which a step writes when it is asked to stop
 REPEATS = 3
 STOPPED = 75  # SIGTERM came and the checkpoint is written (pipestill.training.stop)
-LOOP_INPUTS = ("run", "shard")
+LOOP_INPUTS = ("run", "shard", "arm")
 ITERATION = re.compile(r"-iteration-(\d+)/")
 
 

@@ -24,6 +24,7 @@ PIPELINES = {
     "retrain": "retrain",
     "batch": "batch_predict",
     "evaluate": "evaluate",
+    "claims": "claims",
 }
 
 

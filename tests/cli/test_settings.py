@@ -183,3 +183,27 @@ def test_any_text_is_read_or_refused_in_one_line(tmp_path_factory, text):
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     with contextlib.suppress(UserError):
         settings.load(str(path), [], ALLOWED)
+
+
+def test_a_name_that_the_pipeline_takes_is_no_sugar(tmp_path):
+    own = {**ALLOWED, "arms": list, "seeds": str, "shares": str}
+    path = tmp_path / "c.yaml"
+    path.write_text("arms: [dss]\nseeds: [0, 1]\nshares: [0.5, 1]\nstudy: claims\n")
+    found = settings.load(str(path), [], own)
+    assert found == {"arms": ["dss"], "seeds": "0,1", "shares": "0.5,1"}
+
+
+def test_a_study_chooses_the_pipeline(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("title: x\nstudy: claims\n")
+    chosen = settings.pipeline_of
+    assert chosen("evaluate", str(path), []) == "claims"
+    assert chosen("evaluate", None, []) == "evaluate"
+    assert chosen("evaluate", str(path), ["study=models"]) == "evaluate"
+    assert chosen("rlhf", str(path), ["study=claims"]) == "rlhf"
+    for wrong in (["study=claim"], ["study="]):
+        with pytest.raises(UserError, match=r"STUDY_UNKNOWN.*--set study=.*models, claims"):
+            chosen("evaluate", None, wrong)
+    path.write_text("\nstudy: [claims]\n")
+    with pytest.raises(UserError, match=r"STUDY_UNKNOWN.*line 2"):
+        chosen("evaluate", str(path), [])

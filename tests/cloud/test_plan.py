@@ -508,3 +508,28 @@ def test_the_paper_data_is_planned_as_it_will_run(specs, shared_data):
     assert by_name(found)["teacher-label/0"].estimate.calls == 9741
     assert {row.need for row in found.quota} == {8, 96}
     assert found.region == planning.DEFAULT_REGION
+
+
+def test_claims_train_many_students_and_ask_by_every_prompt(rows):
+    spec = spec_of(build("claims", PROFILES["a100-80gb-x8"]))
+    given = {
+        "dataset_uri": rows, "arms": ["finetune", "dss"], "shares": "0.5,1", "seeds": "0,1",
+        "learning_rates": "0.001", "train_steps": 10, "eval_shots": "0,2",
+    }  # fmt: skip
+    found = plan(spec, given, PROFILES["a100-80gb-x8"])
+    steps = by_name(found)
+    assert all(step.estimate.counted for step in steps.values())
+    assert {"train-curve/1", "supervised-tune", "evaluate-prompts"} <= set(steps)
+    assert found.at_once == 1
+    plain, explained = steps["train-curve/0"].estimate, steps["train-curve/1"].estimate
+    assert explained.flops > 1.5 * plain.flops
+    assert steps["reward-frontier"].estimate.seconds.likely == 0  # no preferences, no policies
+    twice = plan(spec, {**given, "seeds": "0,1,2,3"}, PROFILES["a100-80gb-x8"])
+    more = by_name(twice)["train-curve/0"].estimate.flops
+    assert more / plain.flops == pytest.approx(9 / 5, rel=0.1)  # 8 students and a trial for 4 and 1
+    asked = by_name(plan(spec, {**given, "eval_shots": "0"}, PROFILES["a100-80gb-x8"]))
+    assert asked["evaluate-prompts"].estimate.flops < steps["evaluate-prompts"].estimate.flops
+    policies = {"preference_dataset": "pocket:preferences", "kl_coeffs": "0.1,0.2"}
+    two = by_name(plan(spec, given | policies, PROFILES["a100-80gb-x8"]))["reward-frontier"]
+    one = by_name(plan(spec, given | policies | {"kl_coeffs": "0.1"}, PROFILES["a100-80gb-x8"]))
+    assert two.estimate.flops > 1.3 * one["reward-frontier"].estimate.flops

@@ -10,9 +10,12 @@ import pytest
 from pipestill import components, pipelines
 from pipestill.cloud.deploy_options import DeployOptions
 from pipestill.config import (
+    CostConfig,
+    CurveConfig,
     DataConfig,
     DistillConfig,
     EvalConfig,
+    FrontierConfig,
     PolicyConfig,
     PreferenceConfig,
     RationaleConfig,
@@ -33,7 +36,10 @@ NAMES = sorted(
 )
 # component → (dataclass, prefix, fields that it does not need)
 EVALUATE_SKIPS = {"shots", "samples", "temperature", "min_success", "audit_rows"}
-CODE_FIELDS = {"code_execution", "code_timeout_s", "code_memory_mb"}
+CODE_FIELDS = {
+    *("code_execution", "code_timeout_s", "code_memory_mb"),
+    *("code_samples", "code_temperature"),
+}
 CONFIGS = {
     "data_prep": [(DataConfig, "", set())],
     "teacher_label": [(TeacherConfig, "teacher_", set())],
@@ -53,6 +59,17 @@ CONFIGS = {
     "reward_model_train": [(RewardConfig, "", set())],
     "policy_train": [(PolicyConfig, "", {"large_model_reference"})],
     "evaluate_models": [(EvalConfig, "", set()), (TeacherConfig, "teacher_", EVALUATE_SKIPS)],
+    "train_curve": [
+        (CurveConfig, "", set()),
+        (TrainConfig, "", set()),
+        (EvalConfig, "", {"eval_shots", "latency_rows"}),
+    ],
+    "evaluate_prompts": [
+        (EvalConfig, "", set()),
+        (CostConfig, "", set()),
+        (TeacherConfig, "teacher_", EVALUATE_SKIPS),
+    ],
+    "reward_frontier": [(FrontierConfig, "", set())],
     "batch_predict": [(BatchConfig, "", set())],
     "deploy_endpoint": [(DeployOptions, "", set())],
     "evaluate_policy": [
@@ -66,9 +83,10 @@ OTHER_DEFAULTS = {
     ("evaluate_policy", "judge_prompt"): "judge_helpful.v1",
     ("evaluate_policy", "judge_model_reference"): "",  # no judge
     ("evaluate_models", "eval_shots"): "",  # no teacher
+    ("evaluate_prompts", "eval_shots"): "0,2,5,10",
 }
 # inputs that are the wiring's own, not the user's
-WIRING = {"cache_key", "model_key", "run", "shard", "compiled_for", "decision"}
+WIRING = {"cache_key", "model_key", "run", "shard", "compiled_for", "decision", "arm"}
 # what another pipeline calls by another name (data_prep measures lengths by the model's tokenizer),
 # and what has no place in it
 PREFERENCES = {"preference_dataset", "prompt_dataset", "eval_dataset"}
@@ -85,6 +103,13 @@ RENAMED = {
         *("evaluation_data_uri", "student_model_reference", "eval_fraction", "split_seed"),
         *("leak_policy", TEACHER_ROWS),
         *PREFERENCES,
+    },
+    "claims": {
+        *(TEACHER_ROWS, "eval_dataset"),  # of data_digest
+        # of supervised_tune: they begin with tune_ there, or are left as they are
+        *("method", "lora_rank", "lora_alpha", "lora_dropout", "task", "instruction"),
+        *("gradient_checkpointing", "large_model_reference"),
+        "rationale_require_agreement",  # each arm decides for itself
     },
     "batch_predict": {
         *("evaluation_data_uri", "teacher_replay_uri", TEACHER_ROWS),
@@ -107,6 +132,8 @@ OWN_DEFAULTS_OF = {
     "policy_train": {"evaluation_interval", "checkpoint_interval"},
     "evaluate_policy": {"judge_model_reference"},
     "evaluate_models": {"eval_shots"},
+    "evaluate_prompts": {"eval_shots"},
+    "reward_frontier": {"evaluation_interval", "checkpoint_interval"},
     "teacher_prepare": {"teacher_model_reference"},  # a base to tune, not one to be prompted
     "distill_train": {"run"},
 }

@@ -21,6 +21,10 @@ HEAVY = {
     "retrain": ("teacher-label", "supervised-tune", "evaluate-tuned"),
     "distill": ("teacher-prepare", "teacher-logits", "distill-train", "evaluate-distilled"),
     "rlhf": ("teacher-prepare", "reward-model-train", "policy-train", "evaluate-policy"),
+    "claims": (
+        *("teacher-label", "rationale-extract", "train-curve", "supervised-tune"),
+        *("reward-frontier", "evaluate-prompts"),
+    ),
 }
 # Caching rests on what the first of these find; evaluate-models reads models that may have changed;
 # the others enter a tick, which is done once anyway.
@@ -37,6 +41,7 @@ LIGHT = {
     "retrain": ("should-train", "retrain-data", "skip-training", "promote", "report-tick"),
     "distill": ("data-digest", "data-prep", "report-distilled", "deploy"),
     "rlhf": ("data-digest", "preference-prep", "gate", "report-rlhf", "deploy-policy"),
+    "claims": ("data-digest", "data-prep", "collect-rows", "report-claims"),
 }
 
 

@@ -88,7 +88,7 @@ def pipeline_of(pipeline: str, path: str | None, assignments: Sequence[str]) -> 
             chosen = Setting(value.strip(), f"--set {text}")
     if chosen is None:
         return pipeline
-    if chosen.value not in studies:
+    if chosen.value not in tuple(studies):
         raise UserError(
             "STUDY_UNKNOWN",
             f"{chosen.where}: study: found {chosen.value!r}, allowed: {', '.join(studies)}",

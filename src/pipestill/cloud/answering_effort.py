@@ -126,12 +126,12 @@ def explained(step: Step, work: Workload, machine: Machine) -> Estimate:
     return replace(found, rows=round(rows.train * _share(step)))
 
 
-def _held_out(step: Step, work: Workload) -> int:
+def held_out_rows(step: Step, work: Workload) -> int:
     limit = int(get(step, work, "eval_rows", 0))
     return min(work.rows.held_out, limit) if limit else work.rows.held_out
 
 
-def _answering(
+def answering(
     step: Step, work: Workload, machine: Machine, references: Sequence[str], rows: float
 ) -> Estimate:
     """Models that answer the held-out rows in batches, and some rows one by one for the latency."""
@@ -149,10 +149,10 @@ def _answering(
 def evaluated(step: Step, work: Workload, machine: Machine) -> Estimate:
     """Students, the untrained base, and the teacher once for each number of shots."""
     student = str(get(step, work, "student_model_reference"))
-    rows = _held_out(step, work)
+    rows = held_out_rows(step, work)
     runs = len(work.parameters.get("runs", [])) or 1
-    found = _answering(step, work, machine, [student] * (runs + 1), rows)
-    return _with_teacher(step, work, machine, found, rows)
+    found = answering(step, work, machine, [student] * (runs + 1), rows)
+    return with_teacher(step, work, machine, found, rows)
 
 
 def evaluated_models(step: Step, work: Workload, machine: Machine) -> Estimate:
@@ -163,11 +163,11 @@ def evaluated_models(step: Step, work: Workload, machine: Machine) -> Estimate:
     limit = int(get(step, work, "eval_rows", 0))
     labelled_rows = work.rows.train + work.rows.held_out - work.rows.unlabelled
     rows = min(labelled_rows, limit) if limit else labelled_rows
-    found = _answering(step, work, machine, references, rows)
-    return _with_teacher(step, work, machine, found, rows)
+    found = answering(step, work, machine, references, rows)
+    return with_teacher(step, work, machine, found, rows)
 
 
-def _with_teacher(
+def with_teacher(
     step: Step, work: Workload, machine: Machine, found: Estimate, rows: float
 ) -> Estimate:
     """Adds the few-shot arms: the teacher once for each number of shots."""
@@ -185,14 +185,14 @@ def evaluated_distilled(step: Step, work: Workload, machine: Machine) -> Estimat
     student = str(get(step, work, "student_model_reference"))
     teacher = str(get(step, work, "teacher_model_reference"))
     runs = len(work.parameters.get("runs", [])) or 1
-    return _answering(
-        step, work, machine, [student] * (runs + 1) + [teacher], _held_out(step, work)
+    return answering(
+        step, work, machine, [student] * (runs + 1) + [teacher], held_out_rows(step, work)
     )
 
 
 def evaluated_tuned(step: Step, work: Workload, machine: Machine) -> Estimate:
     reference = str(get(step, work, "large_model_reference"))
-    return _answering(step, work, machine, [reference] * 2, _held_out(step, work))
+    return answering(step, work, machine, [reference] * 2, held_out_rows(step, work))
 
 
 def batch_answers(step: Step, work: Workload, machine: Machine) -> Estimate:
@@ -211,7 +211,7 @@ def batch_answers(step: Step, work: Workload, machine: Machine) -> Estimate:
 
 def evaluated_policy(step: Step, work: Workload, machine: Machine) -> Estimate:
     reference = str(get(step, work, "large_model_reference"))
-    model, rows = work.model(reference), _held_out(step, work)
+    model, rows = work.model(reference), held_out_rows(step, work)
     source, _ = preference_lengths(step, work, reference)
     target = float(get(step, work, "target_sequence_length", 64))
     batch = float(get(step, work, "eval_batch_size", 64))

@@ -6,7 +6,7 @@ needs none. A step on a machine of its own without an estimator is shown as not 
 
 from collections.abc import Callable
 
-from pipestill.cloud import answering_effort, training_effort
+from pipestill.cloud import answering_effort, claims_effort, training_effort
 from pipestill.cloud.effort import Estimate
 from pipestill.cloud.machines import Machine
 from pipestill.cloud.pipeline_steps import Step
@@ -31,6 +31,9 @@ ESTIMATORS: dict[str, Estimator] = {
     "policy_train": training_effort.policy,
     "batch_predict": answering_effort.batch_answers,
     "evaluate_policy": answering_effort.evaluated_policy,
+    "train_curve": claims_effort.curve,
+    "evaluate_prompts": claims_effort.prompted,
+    "reward_frontier": claims_effort.frontier,
 }
 
 

@@ -10,13 +10,17 @@ from pipestill.errors import UserError
 # component → (parameters that may name its model, the first that is set counts; method)
 TRAINED = {
     "student_train": (("student_model_reference",), "dss"),
+    "train_curve": (("student_model_reference",), "dss"),
     "distill_train": (("student_model_reference",), "distill"),
     "supervised_tune": (("large_model_reference",), "sft"),
     "reward_model_train": (("reward_model_reference", "large_model_reference"), "sft"),
     "policy_train": (("large_model_reference",), "rlhf"),
 }
 METHOD_PARAMETERS = {"reward_model_train": "reward_method"}
-ASKING = ("teacher_label", "rationale_extract", "evaluate", "teacher_logits", "distill_train")
+ASKING = (
+    *("teacher_label", "rationale_extract", "evaluate", "teacher_logits", "distill_train"),
+    "evaluate_prompts",
+)
 
 
 def model_problems(

@@ -52,29 +52,57 @@ def teacher_arms(
         # Whatever goes wrong with a teacher (a server, a budget, memory): the students' results,
         # which may have cost hours, must reach the report.
         try:
-            answers = few_shot_answers(rows, config, state_dir, count)
-            check_answers(answers, config)
+            own, facts = few_shot_arm(rows, arm, count, metric, config, state_dir)
         except Exception as error:
-            arms[arm] = {"error": _one_line(error)}
-            print(f"evaluate: {arm}: no result: {_one_line(error)}", flush=True)
+            arms[arm] = {"error": one_line(error)}
+            print(f"evaluate: {arm}: no result: {one_line(error)}", flush=True)
             continue
-        own = [_prediction(*pair, arm, metric) for pair in zip(rows, answers, strict=True)]
         predictions += own
-        arms[arm] = _facts(answers, config)
-        right = sum(item.correct for item in own)
-        print(
-            f"evaluate: {arm}: {right} of {len(own)} right = {100 * right / len(own):.1f} %",
-            flush=True,
-        )
+        arms[arm] = facts
     answered = {arm: count for arm, count in named.items() if "error" not in arms[arm]}
     if config.backend != "transformers" or not answered:
         return predictions, arms, {}
     try:
         spent, size = _timed(answered, timed, config)
     except Exception as error:
-        print(f"evaluate: teacher not timed: {_one_line(error)}", flush=True)
+        print(f"evaluate: teacher not timed: {one_line(error)}", flush=True)
         return predictions, arms, {}
     return predictions, {arm: arms[arm] | (size if arm in spent else {}) for arm in arms}, spent
+
+
+def few_shot_arm(
+    rows: Sequence[Example],
+    arm: str,
+    shots: int,
+    metric: str,
+    config: TeacherConfig,
+    state_dir: str,
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """One prompted model's answers after `shots` worked examples.
+
+    Args:
+        rows: held-out rows.
+        arm: the name that the predictions carry.
+        shots: worked examples in the prompt.
+        metric: of `pipestill.evaluation.scoring.METRICS`.
+        config: the model and its prompt.
+        state_dir: folder of the journal.
+
+    Returns:
+        The predictions, and tokens per row, latency of a server, usage and unparsable answers.
+
+    Raises:
+        UserError, WorkError: as `pipestill.generation.ask.few_shot_answers` and `check_answers`.
+    """
+    answers = few_shot_answers(rows, config, state_dir, shots)
+    check_answers(answers, config)
+    own = [_prediction(*pair, arm, metric) for pair in zip(rows, answers, strict=True)]
+    right = sum(item.correct for item in own)
+    print(
+        f"evaluate: {arm}: {right} of {len(own)} right = {100 * right / len(own):.1f} %",
+        flush=True,
+    )
+    return own, _facts(answers, config)
 
 
 def check_answers(answers: Sequence[Answer], config: TeacherConfig) -> None:
@@ -91,7 +119,8 @@ def check_answers(answers: Sequence[Answer], config: TeacherConfig) -> None:
         )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message in one line of at most 300 characters."""
     return " ".join(f"{error or type(error).__name__}".split())[:300]
 
 
@@ -135,12 +164,12 @@ def _timed(
     prompt = load_prompt(config.prompt)
     decoding = Decoding(stop=prompt.stop, max_new_tokens=config.max_new_tokens, temperature=0.0)
     teacher = open_teacher(dataclasses.replace(config, batch_size=1, samples=1), decoding)
-    callers = {arm: _full_prompt(teacher, prompt.prefix(n)) for arm, n in answered.items()}
+    callers = {arm: full_prompt(teacher, prompt.prefix(n)) for arm, n in answered.items()}
     spent = time_rows(callers, [prompt.ask(row.input_text) for row in rows])
     return spent, size_of(config.model_reference)
 
 
-def _full_prompt(teacher: Teacher, prefix: str) -> Callable[[str], object]:
+def full_prompt(teacher: Teacher, prefix: str) -> Callable[[str], object]:
     """Answers one question the way a server without a cache does: the whole prompt, every time."""
 
     def answer(query: str) -> object:

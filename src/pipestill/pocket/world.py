@@ -39,6 +39,7 @@ STATES: dict[str, str] = {
 SPREAD = 24  # days a purchase lies before or after its limit, at most
 TRAIN_SEED, EVAL_SEED, SHOT_SEED, TUNE_SEED, TEACHER_SEED = 11, 12, 13, 14, 15
 TRAIN_ROWS, EVAL_ROWS, TEACHER_ROWS, SHOTS = 400, 500, 3000, 8
+MORE_SHOTS = 12  # the first SHOTS of them are the same
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ def splits() -> tuple[list[Case], list[Case], list[Case]]:
     return shots, cases(TRAIN_SEED, TRAIN_ROWS, taken), cases(EVAL_SEED, EVAL_ROWS, taken)
 
 
+def more_shots() -> list[Case]:
+    """The worked examples of the prompt's second version; their notes are in no file of rows."""
+    return cases(SHOT_SEED, MORE_SHOTS, set())
+
+
 def tuning() -> list[Case]:
     """Cases to choose a learning rate on, so that the held-out ones are looked at once."""
     return cases(TUNE_SEED, EVAL_ROWS, reserved())
@@ -139,7 +145,7 @@ def tuning() -> list[Case]:
 
 def reserved() -> set[str]:
     """Every note that no pretraining text may contain."""
-    return {case.note for split in splits() for case in split}
+    return {case.note for split in (*splits(), more_shots()) for case in split}
 
 
 def train_rows() -> Iterator[dict[str, str]]:

@@ -88,7 +88,9 @@ def train_reward_model(
     job = make_job(loaded, train, validation, config)
     trained = lora.trainable(job.model)
     audit_pairs(train, renderer, model_path if world.is_main else "")
-    facts = config, OBJECTIVE, digest, loaded.fingerprint
+    # The model counts, not the path that it lies at.
+    named = dataclasses.replace(config, reward_model_reference=loaded.fingerprint)
+    facts = named, OBJECTIVE, digest, loaded.fingerprint
     folder = checkpoints.run_folder(state_dir, *facts)
     progress, resumed = fit_logged(job, folder, model_path)
     summary = {
