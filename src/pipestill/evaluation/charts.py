@@ -44,10 +44,11 @@ class ArmPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A loss over steps of one training run."""
+    """A loss over steps of one training run, and the steps at which it went on after a stop."""
 
     arm: str
     points: tuple[tuple[float, float], ...]
+    restarts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +75,18 @@ def both_widths(draw: Callable[[float], Markup], *, wide: float = WIDE) -> Marku
 def accuracy_chart(points: Sequence[ArmPoint], width: float) -> Markup:
     """Accuracy per arm: a marker, the 95 % interval as a whisker, every seed as a small ring."""
     narrow = width < 500
-    row, left, right, top = (56.0, 8.0, 8.0, 4.0) if narrow else (38.0, 168.0, 64.0, 10.0)
+    longest = CHARACTER_WIDTH * max(len(label(point.arm)) for point in points)
+    beside = min(max(168.0, longest + 12), 300.0)  # room for the names in the wide drawing
+    row, left, right, top = (56.0, 8.0, 8.0, 4.0) if narrow else (38.0, beside, 64.0, 10.0)
     bottom = top + row * len(points)
     ticks = linear_ticks(min(p.low for p in points), max(p.high for p in points))
     axis = Axis(low=ticks[0], high=ticks[-1], start=left, end=width - right)
-    parts = _x_grid(axis, [(tick, percent(tick, 0)) for tick in ticks], top, bottom)
+    parts = x_grid(axis, [(tick, percent(tick, 0)) for tick in ticks], top, bottom)
     for place, point in enumerate(points):
         base = top + row * place + (32 if narrow else row / 2)
         name_at, value_at = (base - 14, base - 14) if narrow else (base + 4, base + 4)
-        parts.append(text(label(point.arm), left if narrow else 0, name_at))
+        room = width - 80 if narrow else left - 4
+        parts.append(text(_fitting(label(point.arm), room), left if narrow else 0, name_at))
         value = percent(point.accuracy)
         parts.append(text(value, width if not narrow else width - right, value_at, anchor="end"))
         parts.append(_dot_and_whisker(point, axis, base))
@@ -106,8 +110,14 @@ def _dot_and_whisker(point: ArmPoint, axis: Axis, y: float) -> Markup:
     return tag("g", join(parts), class_=arm_class(point.arm))
 
 
-def scatter_chart(points: Sequence[ArmPoint], x_title: str, width: float) -> Markup:
-    """Accuracy against a cost on a log axis; cheaper is further left, better is further up."""
+def scatter_chart(
+    points: Sequence[ArmPoint], x_title: str, width: float, front: Sequence[int] = ()
+) -> Markup:
+    """Accuracy against a cost on a log axis; cheaper is further left, better is further up.
+
+    `front` are the places of the points, cheapest first, that no other point beats: a step line
+    joins them and a ring marks each.
+    """
     left, right, top, height = 42.0, 12.0, 12.0, 280.0
     bottom = height - 42
     x_ticks = log_ticks(min(p.x for p in points), max(p.x for p in points))
@@ -116,17 +126,29 @@ def scatter_chart(points: Sequence[ArmPoint], x_title: str, width: float) -> Mar
     y_axis = Axis(low=y_ticks[0], high=y_ticks[-1], start=bottom, end=top)
     every = 1 if len(x_ticks) <= 7 else 3
     shown = [(tick, _tick(tick)) for at, tick in enumerate(x_ticks) if at % every == 0]
-    parts = _x_grid(x_axis, shown, top, bottom) + _y_grid(y_axis, y_ticks, left, width - right)
+    parts = x_grid(x_axis, shown, top, bottom) + y_grid(y_axis, y_ticks, left, width - right)
     parts.append(text(x_title, (left + width - right) / 2, height - 6, anchor="middle"))
     places = [(x_axis.at(p.x), y_axis.at(p.accuracy)) for p in points]
-    parts += _labels(points, places, width, top, bottom)
+    if front:
+        parts += _front([places[at] for at in front], width - right)
+    parts += _labels(points, places, width, top, bottom, gap=15.0 if front else 12.0)
     for point, (x, y) in zip(points, places, strict=True):
         whisker = line(x, y_axis.at(point.low), x, y_axis.at(point.high), "whisker")
         dot = marker(point.arm, x, y)
         parts.append(tag("g", join([whisker, dot]), class_=arm_class(point.arm)))
     words = "; ".join(f"{label(p.arm)} {percent(p.accuracy)} at {number(p.x)}" for p in points)
+    if front:
+        words += "; Pareto front: " + ", ".join(label(points[at].arm) for at in front)
     name = "scatter-" + "-".join(x_title.lower().split()[:2])
     return figure(name, f"Accuracy against {x_title}", words, width, height, parts)
+
+
+def _front(places: Sequence[tuple[float, float]], end: float) -> list[Markup]:
+    """The step line through the Pareto front, from its cheapest point to the chart's end."""
+    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+    path += "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:]) + f"H{end:.1f}"
+    rings = [tag("circle", cx=x, cy=y, r=11.0, class_="halo") for x, y in places]
+    return [tag("path", d=path, class_="front"), *rings]
 
 
 def _tick(value: float) -> str:
@@ -139,14 +161,15 @@ def _labels(
     width: float,
     top: float,
     bottom: float,
+    gap: float,
 ) -> list[Markup]:
     """Names beside their points, each at the first place where it covers nothing."""
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
     out = []
     for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda item: item[1][1]):
-        name = label(point.arm)
+        name = _fitting(label(point.arm), 0.7 * width)
         length = CHARACTER_WIDTH * len(name)
-        for start, base in _candidates(x, y, length):
+        for start, base in _candidates(x, y, length, gap):
             box = (start, base - 11, start + length, base + 3)
             inside = start >= 44 and start + length <= width and top < base - 10 and base < bottom
             if inside and not any(_overlap(box, other) for other in taken):
@@ -159,8 +182,14 @@ def _labels(
     return out
 
 
-def _candidates(x: float, y: float, length: float) -> list[tuple[float, float]]:
-    sides = [x + 12, x - 12 - length]
+def _fitting(name: str, room: float) -> str:
+    """The name, cut where it is longer than the room, in pixels, that a chart has for it."""
+    most = int(room / CHARACTER_WIDTH)
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def _candidates(x: float, y: float, length: float, gap: float) -> list[tuple[float, float]]:
+    sides = [x + gap, x - gap - length]
     shifts = [4, -1, 9, -7, 15, -18, 26, -29, 37]
     return [(side, y + shift) for shift in shifts for side in sides]
 
@@ -178,17 +207,24 @@ def curves_chart(curves: Sequence[Curve], title: str, top_loss: float, width: fl
     x_axis = Axis(low=0, high=max(last, 1), start=left + 10, end=width - right)
     y_axis = Axis(low=0, high=y_ticks[-1], start=bottom, end=top)
     shown = [(tick, f"{tick:g}") for tick in x_ticks if tick <= last]
-    parts = _x_grid(x_axis, shown, top, bottom)
-    parts += _y_grid(y_axis, y_ticks, left, width - right, as_percent=False)
+    parts = x_grid(x_axis, shown, top, bottom)
+    parts += y_grid(y_axis, y_ticks, left, width - right, as_percent=False)
     parts.append(text("training step", (left + width - right) / 2, height - 6, anchor="middle"))
     for curve in curves:
         path = "M" + "L".join(f"{x_axis.at(s):.1f} {y_axis.at(v):.1f}" for s, v in curve.points)
         inner = [tag("path", d=path, class_="curve")]
         if len(curve.points) == 1:
             inner.append(marker(curve.arm, x_axis.at(last), y_axis.at(curve.points[0][1]), 3.0))
+        inner += [line(x, top, x, bottom, "restart") for x in map(x_axis.at, curve.restarts)]
         parts.append(tag("g", join(inner), class_=arm_class(curve.arm)))
-    words = "; ".join(f"{label(c.arm)} ends at {c.points[-1][1]:.3f}" for c in curves)
+    words = "; ".join(_curve_words(curve) for curve in curves)
     return figure("-".join(title.lower().split()), title, words, width, height, parts)
+
+
+def _curve_words(curve: Curve) -> str:
+    words = f"{label(curve.arm)} ends at {curve.points[-1][1]:.3f}"
+    steps = ", ".join(f"{step:g}" for step in curve.restarts)
+    return f"{words}, went on after a stop at step {steps}" if steps else words
 
 
 def trace_chart(
@@ -208,8 +244,8 @@ def trace_chart(
     x_ticks, y_ticks = linear_ticks(min(xs), max(xs)), linear_ticks(min(ys), max(ys))
     x_axis = Axis(low=x_ticks[0], high=x_ticks[-1], start=left + 10, end=width - right)
     y_axis = Axis(low=y_ticks[0], high=y_ticks[-1], start=bottom, end=top)
-    parts = _x_grid(x_axis, [(tick, f"{tick:g}") for tick in x_ticks], top, bottom)
-    parts += _y_grid(y_axis, y_ticks, left, width - right, as_percent=False)
+    parts = x_grid(x_axis, [(tick, f"{tick:g}") for tick in x_ticks], top, bottom)
+    parts += y_grid(y_axis, y_ticks, left, width - right, as_percent=False)
     parts.append(text(titles[0], (left + width - right) / 2, height - 6, anchor="middle"))
     parts.append(text(titles[1], 0, 14))
     for trace in traces:
@@ -228,9 +264,10 @@ def trace_chart(
     return figure(name, title, words, width, height, parts)
 
 
-def _x_grid(
+def x_grid(
     axis: Axis, ticks: Sequence[tuple[float, str]], top: float, bottom: float
 ) -> list[Markup]:
+    """Vertical lines at the ticks, each with its words below."""
     parts = []
     for value, words in ticks:
         x = axis.at(value)
@@ -240,9 +277,10 @@ def _x_grid(
     return parts
 
 
-def _y_grid(
+def y_grid(
     axis: Axis, ticks: Sequence[float], left: float, right: float, *, as_percent: bool = True
 ) -> list[Markup]:
+    """Horizontal lines at the ticks, each with its value at the left."""
     parts = []
     for value in ticks:
         y = axis.at(value)

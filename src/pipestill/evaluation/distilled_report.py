@@ -9,7 +9,13 @@ from pipestill.evaluation import data_views, sections
 from pipestill.evaluation.arms import label
 from pipestill.evaluation.charts import legend_mark
 from pipestill.evaluation.distilled_summary import CONTROL, distilled_summary
-from pipestill.evaluation.report import WORDS, read_metrics, read_rejects, render, write_text
+from pipestill.evaluation.report_page import (
+    arms_context,
+    data_context,
+    finish,
+    read_metrics,
+    verdict_context,
+)
 from pipestill.evaluation.wording import (
     NOTHING,
     big_number,
@@ -18,7 +24,7 @@ from pipestill.evaluation.wording import (
     percent,
     signed_points,
 )
-from pipestill.records import Prediction, read_jsonl, write_json
+from pipestill.records import Prediction, read_jsonl
 
 TEACHER_FACTS = {
     "reference": "Model",
@@ -75,35 +81,26 @@ def write_distilled_report(
         labels=read_metrics(label_metrics_path),
         training=[read_metrics(path) for path in train_metrics_paths],
     )
-    write_json(summary_path, summary)
-    curves = evaluation.get("curves", {})
     context = {
-        "title": title,
-        "verdict": summary["verdict"],
-        "verdict_word": WORDS[summary["verdict"]],
-        "verdict_sentence": summary["verdict_sentence"],
-        "notes": summary["notes"],
-        "rows": f"{summary['rows']:,}",
-        "metric": summary["metric"],
-        "accuracy_chart": sections.accuracy(summary),
+        **verdict_context(summary, title),
+        **arms_context(summary, evaluation),
+        **data_context(summary["data"], rejects_path),
         "arms": arm_rows(summary),
         "comparisons": comparison_rows(summary),
         "scatters": sections.scatters(summary, ("params", "p50_ms", "train_cpu_seconds")),
-        "curves": sections.curve_charts(curves),
-        "curve_legend": sections.curve_legend(curves),
         "shares": share_rows(summary),
-        "training": sections.training_table(summary),
         "teacher": teacher_facts(summary["teacher"]),
-        "funnel": data_views.funnel(summary["data"]),
-        "rejects": data_views.reject_rows(read_rejects(rejects_path)),
-        "latency_rows": evaluation.get("latency_rows"),
         "reproduction": data_views.reproduction(
             evaluation, summary, {"predictions": predictions_path}
         ),
     }
-    write_text(page_path, render(context, "distilled.html.j2"))
-    print(summary["verdict_sentence"])
-    return str(summary["verdict"])
+    return finish(
+        summary,
+        context,
+        template="distilled.html.j2",
+        page_path=page_path,
+        summary_path=summary_path,
+    )
 
 
 def arm_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,11 +11,16 @@ from typing import Any
 
 from pipestill.evaluation import data_views, row_views, statistics
 from pipestill.evaluation.charts import Trace, both_widths, legend_mark, trace_chart
-from pipestill.evaluation.report import WORDS, read_metrics, read_rejects, render, write_text
+from pipestill.evaluation.report_page import (
+    WORDS,
+    data_context,
+    finish,
+    read_metrics,
+    verdict_context,
+)
 from pipestill.evaluation.rlhf_summary import ARM_NAMES, rlhf_summary, signed
 from pipestill.evaluation.sections import HALF
 from pipestill.evaluation.wording import NOTHING, interval, number, percent
-from pipestill.records import write_json
 from pipestill.rlhf.alarms import alarms
 from pipestill.rlhf.comparison import of
 from pipestill.rlhf.policy_gate import read_answers, read_log
@@ -88,14 +93,11 @@ def write_rlhf_report(
         read_metrics(train_metrics_path),
         alarms(log, kl_bound),
     )
-    write_json(summary_path, summary)
     context = {
-        "title": title,
+        **verdict_context(summary, title),
         **verdict_view(summary["verdict"], summary["decision"]),
-        "verdict_sentence": summary["verdict_sentence"],
-        "notes": summary["notes"],
+        **data_context(summary["data"], rejects_path, FUNNEL),
         "alarms": summary["alarms"],
-        "rows": f"{summary['rows']:,}",
         "gate": gate_view(summary["gate"]),
         "scores": score_rows(summary),
         "comparisons": comparison_rows(summary["comparisons"]),
@@ -104,16 +106,14 @@ def write_rlhf_report(
         "legend": [{"mark": legend_mark(style), "name": name} for name, style in (HELD, SEEN)],
         "samples": samples(rows),
         "reward": reward_card(reward),
-        "funnel": data_views.funnel(summary["data"], FUNNEL),
         "swapped": swapped_words(summary["data"]),
-        "rejects": data_views.reject_rows(read_rejects(rejects_path)),
         "training": training_facts(summary["training"]),
         "latency_rows": evaluation.get("latency_rows"),
         "reproduction": data_views.reproduction(evaluation, summary, {"answers": predictions_path}),
     }
-    write_text(page_path, render(context, "rlhf.html.j2"))
-    print(summary["verdict_sentence"])
-    return str(summary["verdict"])
+    return finish(
+        summary, context, template="rlhf.html.j2", page_path=page_path, summary_path=summary_path
+    )
 
 
 def verdict_view(verdict: str, decision: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ def rows_to_explain(
     Within a case the order is by a hash of the id: a choice that no one made by looking.
     """
     cases: dict[tuple[bool, bool], list[str]] = {}
-    for row in sorted(first, key=_shuffled):
+    for row in sorted(first, key=shuffled_key):
         cases.setdefault((first[row].correct, second[row].correct), []).append(row)
     queues = [cases[key] for key in sorted(cases)]
     chosen: list[str] = []
@@ -51,7 +51,8 @@ def rows_to_explain(
     return chosen[:count]
 
 
-def _shuffled(row: str) -> str:
+def shuffled_key(row: str) -> str:
+    """A sort key that is as good as chance and the same in every run."""
     return hashlib.sha256(row.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -106,11 +107,11 @@ def _row(item: Prediction) -> dict[str, Any]:
 
 
 def won_and_lost(
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Prediction], arms: tuple[str, str] = ("dss", "label_only")
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows that DSS won and lost against label-only, the largest difference over seeds first."""
+    """Rows that the first arm won and lost against the second, the largest difference first."""
     runs = by_run(predictions)
-    first, second = runs_of(runs, "dss"), runs_of(runs, "label_only")
+    first, second = (runs_of(runs, arm) for arm in arms)
     if not first or not second:
         return [], []
 
@@ -131,7 +132,7 @@ def _share(runs: Sequence[dict[str, Prediction]], row: str) -> float:
 
 def _largest(rows: Iterable[str], gap: Callable[[str], float]) -> list[str]:
     better = [row for row in rows if gap(row) > 1e-9]
-    return sorted(better, key=lambda row: (-gap(row), _shuffled(row)))[:SHOWN_WON]
+    return sorted(better, key=lambda row: (-gap(row), shuffled_key(row)))[:SHOWN_WON]
 
 
 def _answers_of(

@@ -165,17 +165,41 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def adjusted_row(item: Mapping[str, Any], name: str) -> dict[str, str]:
+    """One comparison in words, read by its adjusted p-value (`statistics.compare_all`)."""
+    low, high = (signed_points(bound) for bound in item["ci95"])
+    word = statistics.surely(item)
+    return {
+        "name": name,
+        "difference": signed_points(item["difference"]),
+        "interval": f"{low} to {high}",
+        "won": number(item["rows_won"]),
+        "lost": number(item["rows_lost"]),
+        "p": "< 0.001" if item["p_holm"] < 0.001 else f"{item['p_holm']:.3f}",
+        "reading": word.replace("_", " "),
+        "style": READINGS[word][1],
+    }
+
+
 def gap_words(summary: Mapping[str, Any]) -> str:
     """The share of the gap between base and teacher that each student closes, in one line."""
     return ", ".join(f"{label(arm)} {percent(v, 0)}" for arm, v in summary["gap_closed"].items())
 
 
-def curve_charts(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Training and validation loss over steps, from run → [step, label loss, validation loss]."""
+def curve_charts(
+    curves: Mapping[str, Any], restarts: Mapping[str, Sequence[float]] | None = None
+) -> list[dict[str, Any]]:
+    """Training and validation loss over steps, from run → [step, label loss, validation loss].
+
+    `restarts` are the steps, by run, at which training went on after a stop.
+    """
+    stops = restarts or {}
     charts = []
     for column, title in ((1, "Training loss"), (2, "Validation loss")):
         drawn = [
-            curve for run, rows in curves.items() if (curve := _curve(run, rows, column)).points
+            curve
+            for run, rows in curves.items()
+            if (curve := _curve(run, rows, column, stops.get(run, ()))).points
         ]
         if drawn:
             top = _robust_top([value for curve in drawn for _, value in curve.points])
@@ -190,13 +214,15 @@ def _robust_top(values: Sequence[float]) -> float:
     return max(ranked[int(0.98 * (len(ranked) - 1))], 1e-6)
 
 
-def _curve(run: str, rows: Sequence[Sequence[Any]], column: int) -> Curve:
+def _curve(
+    run: str, rows: Sequence[Sequence[Any]], column: int, restarts: Sequence[float]
+) -> Curve:
     points = tuple(
         (float(row[0]), float(row[column]))
         for row in rows
         if len(row) > column and row[column] is not None and math.isfinite(float(row[column]))
     )
-    return Curve(arm=objective_of(run), points=points)
+    return Curve(arm=objective_of(run), points=points, restarts=tuple(map(float, restarts)))
 
 
 def objective_of(run: str) -> str:

@@ -7,9 +7,10 @@ arm; they differ by luck, and that luck belongs into the interval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Scores: TypeAlias = NDArray[np.float64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+ALPHA = 0.05  # adjusted p-values below it are called sure
 # Elements of the row-weight matrix held at once: 32 MB, whatever the number of held-out rows.
 _BLOCK_ELEMENTS = 4_000_000
 
@@ -174,3 +176,39 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p_values}
+
+
+def compare_all(
+    scores: Mapping[str, Mapping[int, Scores]],
+    samples: Mapping[str, Scores],
+    pairs: Sequence[tuple[str, str]],
+) -> dict[str, dict[str, Any]]:
+    """Every pair of arms compared, the p-values adjusted for their number after Holm.
+
+    Args:
+        scores: arm → seed → scores of shape [rows].
+        samples: what `bootstrap` drew for these arms.
+        pairs: first and second arm of every comparison of one family.
+
+    Returns:
+        ``first_vs_second`` → the fields of `Comparison`, ``p`` and ``p_holm``.
+    """
+    found = {
+        f"{first}_vs_{second}": (
+            compare(scores[first], scores[second], samples[first], samples[second]),
+            bootstrap_p(samples[first], samples[second]),
+        )
+        for first, second in pairs
+    }
+    adjusted = holm({name: p for name, (_, p) in found.items()})
+    return {
+        name: {**dataclasses.asdict(item), "p": p, "p_holm": adjusted[name]}
+        for name, (item, p) in found.items()
+    }
+
+
+def surely(comparison: Mapping[str, Any], alpha: float = ALPHA) -> str:
+    """``better``, ``worse`` or ``cannot_tell``, by the adjusted p-value of a comparison."""
+    if comparison["p_holm"] >= alpha:
+        return "cannot_tell"
+    return "better" if comparison["difference"] > 0 else "worse"

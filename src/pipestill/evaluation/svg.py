@@ -23,7 +23,21 @@ SHAPES = {
     "on_policy": "circle",
     "teacher_labels": "square",
     "gold": "square",
+    "finetune": "square",
+    "distillation": "down",
+    "dss_teacher": "diamond",
+    "tuned": "hexagon",
+    "large": "hexagon",
     "base": "cross",
+}
+# Shape → corners, and degrees by which the first one is turned away from the top.
+_CORNERS = {
+    "triangle": (3, 0.0),
+    "down": (3, 180.0),
+    "diamond": (4, 0.0),
+    "square": (4, 45.0),
+    "pentagon": (5, 0.0),
+    "hexagon": (6, 0.0),
 }
 CHARACTER_WIDTH = 6.7  # of the 12 px system font, on average; only used to keep labels apart
 
@@ -90,9 +104,7 @@ def marker(arm: str, x: float, y: float, size: float = 6.0) -> Markup:
         )
         second = f"m0 {-2 * arm_length:.1f}l{-2 * arm_length:.1f} {2 * arm_length:.1f}"
         return tag("path", d=first + second, class_="stroke")
-    corners, turn = {"diamond": (4, 0.0), "square": (4, 45.0), "triangle": (3, 0.0)}.get(
-        shape, (5, 0.0)
-    )
+    corners, turn = _CORNERS[shape]
     angles = [math.radians(turn - 90 + 360 * corner / corners) for corner in range(corners)]
     reach = size * (1.4 if corners == 3 else 1.2)
     points = " ".join(

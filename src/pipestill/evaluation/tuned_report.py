@@ -8,11 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipestill.evaluation import data_views, row_views, sections, statistics
-from pipestill.evaluation.report import WORDS, read_metrics, read_rejects, render, write_text
+from pipestill.evaluation import data_views, row_views, statistics
+from pipestill.evaluation.report_page import (
+    arms_context,
+    data_context,
+    finish,
+    read_metrics,
+    verdict_context,
+)
 from pipestill.evaluation.summary import MEASURED, accuracy_entry, collect_scores, json_safe
 from pipestill.evaluation.wording import number, percent, signed_points
-from pipestill.records import Prediction, read_jsonl, write_json
+from pipestill.records import Prediction, read_jsonl
 from pipestill.training.supervised import OBJECTIVE
 
 SHOWN_ROWS, SHOWN_SAMPLES = 5, 5
@@ -61,34 +67,27 @@ def write_tuned_report(
     predictions = list(read_jsonl(predictions_path, Prediction))
     evaluation, training = read_metrics(evaluation_metrics_path), read_metrics(train_metrics_path)
     summary = tuned_summary(predictions, evaluation, read_metrics(data_metrics_path), training)
-    write_json(summary_path, summary)
-    curves = evaluation.get("curves", {})
     improved, worsened = changed_rows(predictions)
     context = {
-        "title": title,
-        "verdict": summary["verdict"],
-        "verdict_word": WORDS[summary["verdict"]],
-        "verdict_sentence": summary["verdict_sentence"],
-        "rows": f"{summary['rows']:,}",
+        **verdict_context(summary, title),
+        **arms_context(summary, evaluation),
+        **data_context(summary["data"], rejects_path),
         "metric": METRIC_WORDS.get(summary["metric"], summary["metric"]),
-        "arms": sections.arm_rows(summary),
-        "accuracy_chart": sections.accuracy(summary),
         "scores": score_rows(summary),
-        "curves": sections.curve_charts(curves),
-        "training": sections.training_table(summary),
-        "funnel": data_views.funnel(summary["data"]),
-        "rejects": data_views.reject_rows(read_rejects(rejects_path)),
         "audit": audited(model_path),
         "improved": improved,
         "worsened": worsened,
-        "latency_rows": evaluation.get("latency_rows"),
         "reproduction": data_views.reproduction(
             evaluation, summary, {"predictions": predictions_path}
         ),
     }
-    write_text(page_path, render(context, "tuned.html.j2"))
-    print(summary["verdict_sentence"])
-    return str(summary["verdict"])
+    return finish(
+        summary,
+        context,
+        template="tuned.html.j2",
+        page_path=page_path,
+        summary_path=summary_path,
+    )
 
 
 def tuned_summary(
