@@ -41,7 +41,7 @@ def report_claims(
     Returns:
         The verdict in one word: better, worse or cannot_tell.
     """
-    from pipestill.evaluation.claims_report import write_claims_report
+    from pipestill.claims.report import write_claims_report
 
     return write_claims_report(
         curve_predictions_paths=[item.path for item in curve_predictions],

@@ -148,7 +148,7 @@ def read_jsonl(path: str | Path, kind: type[Row]) -> Iterator[Row]:
             try:
                 value = json.loads(line)
                 yield kind(**{name: value[name] for name in names & value.keys()})
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
                     "ROW_UNREADABLE",
                     f"{path}, line {number}: not a {kind.__name__} row ({error})",

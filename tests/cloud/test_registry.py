@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import threading
 
 import pytest
@@ -161,3 +162,18 @@ def test_lines_are_plain_json(place):
     ledger.append(place, {"reason": "two\nlines"})
     (line,) = text_of(place).splitlines()
     assert json.loads(line)["reason"] == "two\nlines"
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+    place = tmp_path / "ledger.jsonl"
+    ledger.append(str(place), {"event": "first"})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (place.stat().st_size + 40, limit[1]))
+    try:
+        with pytest.raises(UserError, match="LEDGER_PLACE"):
+            ledger.append(str(place), {"event": "x" * 500})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [entry["event"] for entry in ledger.read(str(place))] == ["first"]
+    ledger.append(str(place), {"event": "second"})
+    assert len(ledger.read(str(place))) == 2

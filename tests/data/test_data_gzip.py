@@ -126,3 +126,11 @@ def test_humaneval_as_it_is_published(shared_data: Path) -> None:
     found = list(read_rows(str(path), DataConfig(data_format="humaneval")))
     assert len(found) == 164
     assert not [row for row in found if isinstance(row, BadRow)]
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f"])
+def test_a_file_that_ends_before_it_begins_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (tmp_path / "b.jsonl.gz").write_bytes(data)
+    with pytest.raises(UserError, match=r"DATA_FORMAT.*b\.jsonl\.gz.*cut off"):
+        list(read_records(str(tmp_path)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipestill.evaluation.claims_report import write_claims_report
+from pipestill.claims.report import write_claims_report
 from pipestill.evaluation.distilled_report import write_distilled_report
 from pipestill.evaluation.gate import Rule, decide
 from pipestill.evaluation.models_report import write_models_report
@@ -12,7 +12,8 @@ from pipestill.evaluation.report import write_report
 from pipestill.evaluation.rlhf_report import write_rlhf_report
 from pipestill.evaluation.tuned_report import write_tuned_report
 from pipestill.records import write_json, write_jsonl
-from tests.evaluation import synthetic, synthetic_claims, test_rlhf_report
+from tests.claims import synthetic_claims
+from tests.evaluation import synthetic, test_rlhf_report
 
 LONG = "Supercalifragilisticexpialidocious" * 6  # a word that no phone is wide enough for
 

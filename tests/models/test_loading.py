@@ -120,3 +120,16 @@ def test_pocket_models_load(name):
     except UserError as error:
         pytest.skip(f"the pocket models are not in this checkout: {error}")
     assert load(name).fingerprint == load(folder).fingerprint
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_folder("gpt2", tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors[sorted(tensors)[-1]].view(-1)[0] = value
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"MODEL_NOT_FINITE.*hold NaN or infinity"):
+        load(folder)

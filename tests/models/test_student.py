@@ -145,3 +145,10 @@ def test_sampling_habits_of_a_model_are_dropped(tmp_path):
     again = student.answer(INPUTS, batch_size=3, max_new_tokens=8)
     for a, b in zip(plain, again, strict=True):
         assert a.text.startswith(b.text)  # 7 ends it earlier, nothing else differs
+
+
+def test_a_description_of_brackets_is_one_line(tmp_path):
+    folder = make_folder("gpt2", tmp_path / "model")
+    (tmp_path / "model" / "pipestill.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="STUDENT_UNREADABLE"):
+        Student.load(folder)

@@ -265,3 +265,19 @@ def test_the_teacher_makes_rows_of_prompts(tmp_path):
         ("refuse", "teacher"),
         ("refund", "teacher"),
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"input_text": "half \\ud800", "consent": true}',
+        b'{"input_text": "a\\u0000b", "consent": true}',
+        b'{"input_text": "a", "consent": true, "messages": [{"role": "u", "content": "\\udfff"}]}',
+        b'{"input_text": ' + b"[" * 100_000 + b"]" * 100_000 + b', "consent": true}',
+    ],
+)
+def test_a_line_that_is_no_text_is_counted_and_passed_over(tmp_path, line):
+    log = tmp_path / "requests.jsonl"
+    log.write_bytes(line + b'\n{"input_text": "good", "consent": true}\n')
+    counts = prompts_from_logs(str(log), str(tmp_path / "prompts.jsonl"))
+    assert (counts["lines"], counts["unreadable"], counts["prompts"]) == (2, 1, 1)

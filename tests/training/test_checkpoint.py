@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from pipestill.models.render import renderer_for
 from pipestill.records import write_jsonl
 from pipestill.training import checkpoint
-from pipestill.training.checkpoint import Checkpoint, latest, run_folder, save
+from pipestill.training.checkpoint import Checkpoint, alone, latest, remove, run_folder, save
 from pipestill.training.loop import fit
 from pipestill.training.student import make_job, train_student
 from tests.training.tiny import config, make_folder, make_loaded, make_rows
@@ -172,3 +173,34 @@ def test_kill_9_and_run_again(tmp_path):
     logs = [[json.loads(line) for line in path.read_text().splitlines()] for path in log]
     assert comparable(logs[0]) == comparable(logs[1])
     assert not list(state.glob("checkpoints/*"))
+
+
+def test_a_state_that_was_changed_is_passed_over(tmp_path, capsys):
+    for step in (1, 2):
+        save(tmp_path, step, Checkpoint({"step": step}, {"model": {"w": torch.ones(3)}}))
+    path = tmp_path / "step-000002" / "state.json"
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+    assert latest(tmp_path).state == {"step": 1}
+    assert "state.json has another content" in capsys.readouterr().err
+
+
+def test_a_second_run_waits_for_the_first_whose_checkpoints_stay(tmp_path, capsys):
+    folder, order = tmp_path / "run", []
+
+    def second():
+        with alone(folder):
+            order.append("second")
+
+    with alone(folder):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+        save(folder, 1, Checkpoint({}, {"model": {"w": torch.ones(3)}}))
+        remove(folder)  # somebody works there
+        assert latest(folder) is not None
+    thread.join()
+    assert order == ["first", "second"]
+    assert "another process trains the same run" in capsys.readouterr().err
+    remove(folder)
+    assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,9 @@ module is imported only when the command is chosen, so that help answers at once
 """
 
 import argparse
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -17,6 +19,8 @@ from typing import NoReturn
 from pipestill import __version__
 from pipestill.errors import PipestillError
 
+# the disk is full, over its quota, or may only be read
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # command → (module, one line of help)
 COMMANDS = {
     "run": ("pipestill.cli.run", "run a pipeline on this machine"),
@@ -64,9 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `pipestill models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        print(f"error [UNEXPECTED] {_summary(error)} → full log: {_write_log()}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in DISK:
+            return _unexpected(error)
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "free space there, or name another folder, and run the same command again"
+        print(f"error [DISK] {where}{error.strerror} → {hint}", file=sys.stderr)
         return 1
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    print(f"error [UNEXPECTED] {_summary(error)} → full log: {_write_log()}", file=sys.stderr)
+    return 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -107,11 +122,15 @@ def _summary(error: Exception) -> str:
 
 
 def _write_log() -> str:
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="pipestill-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
+    with (
+        contextlib.suppress(OSError),
+        tempfile.NamedTemporaryFile(
+            "w", prefix="pipestill-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log,
+    ):
         log.write(traceback.format_exc())
-    return log.name
+        return log.name
+    return "none, there is no room for it"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the later one reads again and follows the earlier one.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -88,7 +89,7 @@ def parse(data: bytes, name: str) -> list[Entry]:
         try:
             entry = json.loads(line)
             sound = entry["previous"] == before and entry["number"] == number
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             sound = False
         if not sound:
             raise UserError(
@@ -122,10 +123,14 @@ def _write(uri: str, data: bytes, line: bytes, generation: int) -> None:
     if uri.startswith(SCHEME):
         objects.write_bytes(uri, data + line, generation)
         return
-    with _local(uri), Path(uri).expanduser().open("ab") as out:
-        out.write(line)
-        out.flush()
-        os.fsync(out.fileno())
+    with _local(uri), Path(uri).expanduser().open("ab", buffering=0) as out:
+        try:
+            if out.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(out.fileno())
+        except OSError:
+            out.truncate(len(data))  # on a full disk no half line stays, which would break it
+            raise
 
 
 @contextlib.contextmanager

@@ -12,12 +12,14 @@ from pipestill.cloud import client
 from pipestill.cloud.client import Settings
 from pipestill.cloud.storage import target, upload_once
 from pipestill.errors import UserError
+from pipestill.yaml_text import check_bounds
 
 DATA_ENDINGS = ("_uri", "_dataset")  # parameters that name data: uploaded to gs://
 MOUNTED_ENDINGS = ("_model_reference", "_prompt")  # read as files: reached by /gcs/
 OWN_FOLDERS = ("state_dir", "deploy_dir", "retrain_dir")
 PLACEHOLDER = "{{$"
 LARGEST_WHOLE = 2**53  # whole numbers travel as doubles
+LONGEST_TEMPLATE = 10_000_000  # characters
 LONGEST_PARAMETERS = 100_000  # bytes: the executor's input is one argument of 131,000 at most
 REMOTE_DATA = ("gs://", "hf://", "pocket:", "/gcs/")
 # The ones in C are ten times faster.
@@ -33,8 +35,10 @@ def read_template(path: Path) -> dict[str, Any]:
         UserError: ``SUBMIT_TEMPLATE``.
     """
     try:
-        spec = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)  # noqa: S506 (a safe one)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        check_bounds(text, LONGEST_TEMPLATE)
+        spec = yaml.load(text, Loader=LOADER)  # noqa: S506 (a safe one)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError("SUBMIT_TEMPLATE", f"{path}: cannot be read ({reason})") from error
     if not isinstance(spec, dict) or not {"root", "pipelineInfo", "schemaVersion"} <= spec.keys():

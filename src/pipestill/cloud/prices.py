@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipestill.errors import UserError
+from pipestill.yaml_text import read_yaml
 
 PRICES_VARIABLE = "PIPESTILL_PRICES"
 SHIPPED = Path(__file__).with_name("prices.yaml")
@@ -102,11 +103,9 @@ def read_prices(path: Path) -> list[Price]:
     Raises:
         UserError: as `load_prices`.
     """
-    import yaml
-
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             "PRICES_UNREADABLE", f"price file {path}: {reason}", "correct the file or its path"

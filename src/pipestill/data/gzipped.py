@@ -27,10 +27,13 @@ def unpacked(stream: IO[bytes], name: str) -> IO[bytes]:
         name: for messages.
 
     Raises:
-        UserError: ``DATA_FORMAT`` while reading: broken data, or data that unpack to more than
-            `LARGEST_RATIO` times their size.
+        UserError: ``DATA_FORMAT`` where a ``.gz`` file is cut off before it begins; in reading:
+            broken data, or data that unpack to more than `LARGEST_RATIO` times their size.
     """
-    packed = stream.read(len(MAGIC)) == MAGIC
+    head = stream.read(len(MAGIC))
+    packed = head == MAGIC
+    if len(head) < len(MAGIC) and name.lower().endswith(ENDING):
+        raise _refused(name, "no gzip data (is the file cut off?)", "pack it again")
     stream.seek(0)
     # The buffer gives readline() its limit, so that a line without end is never held.
     return cast(IO[bytes], io.BufferedReader(_Guarded(stream, name))) if packed else stream

@@ -55,7 +55,7 @@ def ask(
 
     One sample is decoded greedily, several at ``config.temperature``. Equal questions are asked
     once. Finished calls are in the journal before this function goes on, so it can be killed and
-    repeated at any time.
+    repeated at any time; of two processes that ask the same, the second waits for the first.
 
     Raises:
         UserError: for a wrong prompt, backend, model, address or key.
@@ -68,7 +68,7 @@ def ask(
     teacher = open_teacher(dataclasses.replace(config, samples=samples), decoding)
     requests = _requests(rows, prompt, samples, shots)
     keys = [_key(teacher, config, decoding, request) for request in requests]
-    with Journal(state_dir) as journal:
+    with Journal(state_dir) as journal, journal.alone(keys):
         found = journal.find(keys)
         results: dict[str, Completion | Failure] = dict(found)
         todo: dict[str, Request] = {}

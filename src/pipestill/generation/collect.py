@@ -21,8 +21,9 @@ _RATIONALE_COUNTS = (
 )
 _USAGE = (
     "calls_made", "calls_from_journal", "prompt_tokens", "cached_prompt_tokens", "output_tokens",
-    "cost_usd", "journal_tokens",
+    "cost_usd", "journal_tokens", "seconds",
 )  # fmt: skip
+_NOT_WHOLE = ("cost_usd", "seconds")
 
 
 def collect(
@@ -88,7 +89,7 @@ def _totals(rows: int, summary: dict[str, Any]) -> str:
 def _sum(summaries: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, int | float]:
     total = {name: sum(item.get(name, 0) for item in summaries) for name in names}
     return {
-        name: round(value, 6) if name == "cost_usd" else int(value) for name, value in total.items()
+        name: round(value, 6) if name in _NOT_WHOLE else int(value) for name, value in total.items()
     }
 
 
@@ -100,7 +101,7 @@ def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as source:
             value = json.load(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             "METRICS_UNREADABLE", f"{path}: {error}", "run the step that writes this file again"
         ) from error

@@ -6,6 +6,7 @@ own and nothing is ever rewritten, which also suits mounted object stores; reade
 segments and skip a torn last line. Under ``gs://`` a segment is a row of objects, one per batch.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pipestill.errors import UserError
 from pipestill.generation.teacher import Completion
+from pipestill.locks import alone
 
 if TYPE_CHECKING:
     from pipestill.cloud.parts import Parts
@@ -74,6 +76,19 @@ class Journal:
         if self._temporary is not None:
             self._temporary.cleanup()
 
+    @contextlib.contextmanager
+    def alone(self, keys: Collection[str]) -> Iterator[None]:
+        """Makes a second process that asks the same questions wait, so that it finds the answers.
+
+        Other questions do not wait. Under ``gs://`` there are no locks and nobody waits.
+        """
+        if self._parts is not None:
+            yield
+            return
+        name = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:32]
+        with alone(self.folder / f".lock-{name}", "asks the same questions"):
+            yield
+
     def find(self, keys: Collection[str]) -> dict[str, Completion]:
         """The finished calls among `keys`; the first record of a key wins."""
         wanted, found = set(keys), dict[str, Completion]()
@@ -112,6 +127,7 @@ class Journal:
             return self._segment
         if self._segment is not None:
             self._segment.close()
+        self.folder.mkdir(parents=True, exist_ok=True)  # a doubled step may have removed it
         name = f"segment-{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._segment = (self.folder / name).open("x", encoding="utf-8")
         return self._segment
@@ -129,7 +145,7 @@ def _record(line: str) -> tuple[str, Completion] | None:
     try:
         value = json.loads(line)
         return value["key"], Completion(**{name: value[name] for name in _NAMES & value.keys()})
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # a line that was torn by a killed process
 
 

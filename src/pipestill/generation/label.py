@@ -1,11 +1,13 @@
 """The teacher labels the rows that lack a label, and is measured on rows that have one."""
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipestill.config import TeacherConfig
+from pipestill.data.text import excerpt
 from pipestill.errors import UserError
 from pipestill.generation.ask import Answer, ask, usage
 from pipestill.generation.prompts import load_prompt
@@ -38,12 +40,14 @@ def label_shard(
     Returns:
         ``rows``, ``rows_gold``, ``rows_missing``, ``rows_labelled``, ``rows_failed``,
         ``audit_rows``, ``audit_correct``, ``audit_unparsable``, ``teacher_accuracy`` (-1 without
-        audited rows), and the fields of `pipestill.generation.ask.usage`.
+        audited rows), the fields of `pipestill.generation.ask.usage`, and
+        ``seconds``.
 
     Raises:
         UserError: ``SHARD``, and as `ask`.
         WorkError: ``TEACHER_MIN_SUCCESS``, ``BUDGET_REACHED``.
     """
+    begun = time.perf_counter()
     index, count = parse_shard(shard)
     every_row = list(read_jsonl(train_path, Example))
     audited = audit_choice([*every_row, *read_jsonl(evaluation_path, Example)], config.audit_rows)
@@ -74,6 +78,7 @@ def label_shard(
         "rows_failed": len(failed),
         **audit(audited, audit_votes, metric),
         **usage(answers, config),
+        "seconds": round(time.perf_counter() - begun, 2),
     }
     print(
         f"teacher labels: {len(missing) - len(failed)} of {len(missing)} missing labels given, "
@@ -92,7 +97,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
     first, _, second = shard.partition("/")
     if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise UserError(
-            "SHARD", f"shard: found {shard!r}, allowed: i/n with 0 <= i < n, such as 0/4"
+            "SHARD", f"shard: found {excerpt(shard)}, allowed: i/n with 0 <= i < n, such as 0/4"
         )
     return int(first), int(second)
 

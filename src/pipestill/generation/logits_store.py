@@ -167,7 +167,7 @@ def open_store(folder: str | Path) -> Store:
         names = ("k", "tau", "targets", "vocabulary_digest", "vocabulary_size", "tokens", "bytes")
         facts = {name: about[name] for name in (*names, "digest", "shards")}
         expected = [(entry["file"], entry["bytes"]) for entry in facts["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             "STORE_UNREADABLE", f"{path}: not a store ({type(error).__name__}: {error})", AGAIN
         ) from error

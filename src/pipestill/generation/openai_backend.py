@@ -18,6 +18,7 @@ import openai
 
 from pipestill.config import TeacherConfig
 from pipestill.errors import UserError, WorkError
+from pipestill.generation.bounded_http import BoundedClient
 from pipestill.generation.teacher import Batch, Completion, Decoding, Failure, Request, clean
 
 FIRST_WAIT_S = 0.5
@@ -40,6 +41,7 @@ class OpenAITeacher:
             base_url=config.base_url or None,
             timeout=config.timeout_s,
             max_retries=0,
+            http_client=BoundedClient(config.timeout_s),
         )
         self._tokens_per_byte = 1.0
         self._counted = False
@@ -102,7 +104,7 @@ class OpenAITeacher:
                 if status not in _RETRIED and status < 500:
                     return Failure(reason=reason)
                 pause = wait_seconds(attempt, error.response.headers.get("retry-after"))
-            except (openai.OpenAIError, _Unreadable, ValueError) as error:
+            except (openai.OpenAIError, _Unreadable, ValueError, RecursionError) as error:
                 reason = self._short(str(error)) or type(error).__name__
                 pause = wait_seconds(attempt, None)
             if attempt + 1 < attempts:

@@ -12,11 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipestill.errors import UserError
 from pipestill.evaluation.scoring import METRICS
 from pipestill.generation.parse import PARSERS
+from pipestill.yaml_text import read_yaml
 
 _PLACEHOLDER = re.compile(r"\{(input|rationale|label)\}")
 
@@ -100,11 +99,10 @@ def load_prompt(name_or_path: str) -> Prompt:
     """
     text = _read(name_or_path)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())[:200]
+        value = read_yaml(text)
+    except ValueError as error:
         raise UserError(
-            "PROMPT_UNREADABLE", f"{name_or_path}: not YAML ({reason})", "correct the file"
+            "PROMPT_UNREADABLE", f"{name_or_path}: not YAML ({error})", "correct the file"
         ) from error
     return _checked(name_or_path, value)
 

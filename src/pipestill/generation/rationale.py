@@ -1,5 +1,6 @@
 """The teacher's reasoning for every row, filtered by a table of plain checks."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,12 +94,13 @@ def extract_rationales(
     Returns:
         ``rows``, ``rationale_asked``, ``rationale_kept``, ``rationale_dropped_<filter>`` for every
         filter of `FILTERS`, ``rationale_yield`` (kept / asked, -1 without rows), and the fields of
-        `pipestill.generation.ask.usage`.
+        `pipestill.generation.ask.usage`, and ``seconds``.
 
     Raises:
         UserError: as `ask`.
         WorkError: ``TEACHER_MIN_SUCCESS``, ``BUDGET_REACHED``.
     """
+    begun = time.perf_counter()
     rows = list(read_jsonl(labelled_path, Labelled))
     prompt = load_prompt(teacher.prompt)
     questions = [
@@ -118,7 +120,8 @@ def extract_rationales(
     write_jsonl(rationales_path, done)
     table = yield_table([row.rationale_status for row in done])
     print(yield_lines(table))
-    return {"rows": len(rows), **table, **usage(answers, teacher)}
+    seconds = round(time.perf_counter() - begun, 2)
+    return {"rows": len(rows), **table, **usage(answers, teacher), "seconds": seconds}
 
 
 def choose(

@@ -88,7 +88,7 @@ def load(reference: str, *, precision: str = "auto") -> Loaded:
             offered because T5 overflows in it).
 
     Raises:
-        UserError: as `resolve_reference`; ``PRECISION_UNKNOWN``.
+        UserError: as `resolve_reference`; ``PRECISION_UNKNOWN``, ``MODEL_NOT_FINITE``.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -106,6 +106,7 @@ def load(reference: str, *, precision: str = "auto") -> Loaded:
         )
     except Exception as error:
         raise _load_error(reference, error) from error
+    _check_finite(model, reference)
     model = model.to(best_device()).eval()
     fingerprint, size = _identity(source, config)
     return Loaded(
@@ -116,6 +117,20 @@ def load(reference: str, *, precision: str = "auto") -> Loaded:
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=size,
     )
+
+
+def _check_finite(model: Any, reference: str) -> None:
+    """Refuses weights with NaN or infinity, whose answers would be nonsense without a word."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        # One pass and no copy: a sum is finite only where all its terms are.
+        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
+            raise UserError(
+                "MODEL_NOT_FINITE",
+                f"model {reference!r}: its weights {name} hold NaN or infinity",
+                "take an earlier checkpoint of it, or train it again",
+            )
 
 
 def outline(reference: str) -> Loaded:

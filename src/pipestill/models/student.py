@@ -209,7 +209,7 @@ def _read_info(source: str) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         return {**info, "objective": str(info["objective"])}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             "STUDENT_UNREADABLE",
             f"{path}: not a student's description ({type(error).__name__}: {error})",

@@ -136,5 +136,5 @@ def _alias(data: bytes | None, uri: str) -> Mapping[str, Any] | None:
         value: Mapping[str, Any] = json.loads(data)
         _ = value["model"], value["tick"], int(value["number"])
         return value
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError("ALIAS", f"{uri}: no alias ({error})", "restore the file") from error

@@ -20,6 +20,7 @@ from typing import Any
 from pipestill.config import TeacherConfig
 from pipestill.data.gzipped import unpacked
 from pipestill.data.lines import bounded_lines
+from pipestill.data.raw import sound
 from pipestill.data.rows import Row
 from pipestill.data.source import list_files, open_file, readable
 from pipestill.data.split import input_key
@@ -70,10 +71,12 @@ def allowed(line: bytes, share: float, redact: Redact | None = None) -> tuple[st
         value = json.loads(line)
         text, consent = value["input_text"], value["consent"]
         messages = [
-            {"role": str(item["role"]), "content": str(item["content"])}
+            {name: sound("messages", str(item[name])) for name in ("role", "content")}
             for item in value.get("messages") or ()
         ]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        if isinstance(text, str):
+            sound("input_text", text)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return "unreadable", {}
     if consent is not True:
         return "no_consent", {}

@@ -151,7 +151,7 @@ def local(uri: str) -> Iterator[Path | None]:
 def put_model(folder: Path, uri: str) -> None:
     """Copies a model's files: weights, configuration and text, nothing that can run."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and is_model_file(path):
+        if path.is_file() and not path.is_symlink() and is_model_file(path):
             put(path, join(uri, path.name))
 
 

@@ -235,5 +235,5 @@ def read_manifest(uri: str) -> Manifest:
         value: Mapping[str, Any] = json.loads(data or b"")
         files = tuple(FrozenFile(**item) for item in value["files"])
         return Manifest(**{**value, "files": files})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError("MANIFEST", f"{uri}: no manifest of a tick ({error})") from error

@@ -23,6 +23,7 @@ from pipestill.rlhf.collect import Question, Reward, Sampler, collect, own_sampl
 from pipestill.rlhf.policy import Policy
 from pipestill.rlhf.policy_eval import answer_all, figures
 from pipestill.rlhf.ppo_step import iterate
+from pipestill.training import checkpoint as checkpoints
 from pipestill.training.batches import order
 from pipestill.training.checkpoint import KEPT
 from pipestill.training.distributed import ALONE, World, any_of, current
@@ -90,6 +91,19 @@ def optimise(
     optimizer = make_optimizer(model, 0.0)
     for group in optimizer.param_groups:
         group["eps"] = ADAM_EPS
+    with checkpoints.alone(folder if world.size == 1 else None):
+        return _trained(problem, optimizer, folder, on_step, keep)
+
+
+def _trained(
+    problem: Problem,
+    optimizer: Any,
+    folder: str | Path | None,
+    on_step: Callable[[Progress], None] | None,
+    keep: int,
+) -> tuple[Progress, int]:
+    """All steps that are still to do."""
+    model, world = problem.policy.model, current()
     progress, best = resume(model, optimizer, folder, ALONE)
     resumed = progress.step
     if resumed:

@@ -6,6 +6,7 @@ output of a killed and repeated run is that of an uninterrupted one, byte by byt
 row's answer includes the rows that share its batch: padding changes sums in their last digits.)
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -113,11 +114,16 @@ def predict_shard(
     _check_share(bad, len(good) + len(bad), config)
     groups = _groups(student, good, config, tasks)
     place = f"{state_dir.rstrip('/')}/batch_predict" if state_dir else f"{output_path}.state"
-    with Journal(f"{place}/{shard.replace('/', '-of-')}") as journal:
+    keys = [key for group in groups for key in group.all_keys]
+    with (
+        Journal(f"{place}/{shard.replace('/', '-of-')}") as journal,
+        journal.alone(keys) if world.is_main else contextlib.nullcontext(),
+    ):
+        any_of(False, world)  # none reads the journal before the first process has it for itself
         facts = _answer(student, groups, journal, config, world)
         summary = _write(output_path, groups, journal, student, config) if world.is_main else {}
     if world.is_main and not state_dir:
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)
     return {
         "shard": shard,
         "rows_read": total,

@@ -178,7 +178,7 @@ def _candidate(folder: Path) -> Candidate:
 def _read_object(path: Path, code: str, hint: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(code, f"{path}: cannot be read ({error})", hint) from error
     if not isinstance(value, dict):
         raise UserError(code, f"{path}: found {type(value).__name__}, allowed: an object", hint)
@@ -186,10 +186,10 @@ def _read_object(path: Path, code: str, hint: str) -> dict[str, Any]:
 
 
 def _copy_model(source: Path, target: Path) -> None:
-    """Copies the folder's files that belong to a model, and none that could run code."""
+    """Copies the folder's files that belong to a model: none that could run code, no links."""
     target.mkdir()
     for file in sorted(source.iterdir()):
-        if file.is_file() and is_model_file(file):
+        if file.is_file() and not file.is_symlink() and is_model_file(file):
             shutil.copyfile(file, target / file.name)
     if not list(target.glob("*.safetensors")):
         raise UserError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipestill import locks
 from pipestill.errors import UserError, WorkError
 from pipestill.records import write_json
 
@@ -78,6 +79,22 @@ def probe(folder: str | Path) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def alone(folder: str | Path | None) -> Iterator[None]:
+    """One process at a time works on a run in a local folder; another one waits here.
+
+    Two would remove each other's checkpoints. In a bucket nobody waits.
+    """
+    path = _lock(folder) if folder else None
+    if path is None:
+        yield
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.alone(path, f"trains the same run, whose checkpoints lie in {folder}"):
+        yield
+
+
 def save(folder: str | Path, step: int, checkpoint: Checkpoint, keep: int = KEPT) -> None:
     """Writes the checkpoint of `step`, then removes this run's older ones but for the last `keep`.
 
@@ -92,7 +109,7 @@ def save(folder: str | Path, step: int, checkpoint: Checkpoint, keep: int = KEPT
         files.makedirs(place, exist_ok=True)
         digests = _write_tensors(files, place, checkpoint.tensors)
         marker = {"run": _run(root), "digests": digests, "state": checkpoint.state}
-        _write_marker(files, place, marker)
+        _write_marker(files, place, {**marker, "sha256": _marker_digest(marker)})
     except Exception as error:
         if files is not None and place is not None:
             with contextlib.suppress(Exception):
@@ -131,9 +148,14 @@ def latest(folder: str | Path) -> Checkpoint | None:
 
 
 def remove(folder: str | Path) -> None:
-    """Removes all checkpoints of a run; what cannot be removed stays without a word."""
-    with contextlib.suppress(Exception):
-        _discard(*_open(folder))
+    """Removes all checkpoints of a run; what cannot be removed stays without a word.
+
+    So do those of a run on which another process has begun to work.
+    """
+    path = _lock(folder)
+    if path is None or locks.is_free(path):
+        with contextlib.suppress(Exception):
+            _discard(*_open(folder))
 
 
 class Foreign(Exception):
@@ -167,6 +189,8 @@ def _read(files: Any, place: str, run: str) -> Checkpoint:
     from safetensors.torch import load_file
 
     marker = _marker(files, place)
+    if marker["sha256"] != _marker_digest(marker):
+        raise ValueError(f"{STATE_FILE} has another content than when it was written")
     if marker["run"] != run:
         raise Foreign(f"of another run: {marker['run'][:12]}, this one is {run[:12]}")
     tensors = {}
@@ -186,6 +210,12 @@ def _marker(files: Any, place: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"no {STATE_FILE}: its writing was cut off") from None
     return found
+
+
+def _marker_digest(marker: dict[str, Any]) -> str:
+    """Digest of a marker's contents but for the digest itself."""
+    facts = json.loads(json.dumps({name: marker[name] for name in ("run", "digests", "state")}))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _prune(files: Any, root: str, newest: str, keep: int) -> None:
@@ -235,6 +265,12 @@ def _discard(files: Any, place: str) -> None:
 def _is_local(files: Any) -> bool:
     protocol = files.protocol
     return any(name in LOCAL for name in ([protocol] if isinstance(protocol, str) else protocol))
+
+
+def _lock(folder: str | Path) -> Path | None:
+    """The lock file of a run in a local folder, beside it; None in a bucket."""
+    text = str(folder).rstrip("/")
+    return None if "://" in text else Path(f"{text}.lock")
 
 
 def _run(root: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipestill.config import TrainConfig
 from pipestill.errors import WorkError
+from pipestill.training import checkpoint as checkpoints
 from pipestill.training import compiling, xla
 from pipestill.training.batches import order
 from pipestill.training.checkpoint import KEPT
@@ -55,7 +56,8 @@ def fit(
     """Trains `job.model` in place and leaves the best validated weights in it.
 
     Where this process has joined others (`pipestill.training.distributed.join`), all of them call
-    this with the same job; the weights are then left in the first process only.
+    this with the same job; the weights are then left in the first process only. A second run of
+    the same job on the same local `folder` waits for the first.
 
     Args:
         job: model, data and settings.
@@ -74,7 +76,8 @@ def fit(
     import torch
 
     device = job.model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    mine = checkpoints.alone(folder if current().is_main else None)
+    with mine, torch.random.fork_rng([device] if device.type == "cuda" else []):
         spread = _spread(job)
         torch.manual_seed(job.seed + SEED_STRIDE * spread.world.rank)
         optimizer = make_optimizer(spread.model, job.config.weight_decay)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from pipestill.claims.charts import RewardPoint, frontier_chart
 from pipestill.evaluation.charts import Trace, both_widths, legend_mark, trace_chart
-from pipestill.evaluation.claims_charts import RewardPoint, frontier_chart
 from pipestill.evaluation.rlhf_summary import signed
 from pipestill.evaluation.sections import HALF
 from pipestill.evaluation.wording import NOTHING, interval, number, percent

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipestill.evaluation import statistics
-from pipestill.evaluation.arms import at_share, label
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,
@@ -19,6 +17,8 @@ from pipestill.evaluation.claims_evidence import (
     deployed_student,
     few_shot_teacher,
 )
+from pipestill.evaluation import statistics
+from pipestill.evaluation.arms import at_share, label
 from pipestill.evaluation.curve_statistics import resampled_medians
 from pipestill.evaluation.statistics import Scores, percentile_interval
 from pipestill.evaluation.wording import gap_words

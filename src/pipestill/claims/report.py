@@ -6,17 +6,15 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipestill.evaluation import data_views
-from pipestill.evaluation.arms import at_share, label
-from pipestill.evaluation.claims_cost_views import (
+from pipestill.claims.cost_views import (
     estimate_rows,
     model_card,
     pays_context,
     size_context,
     teacher_name,
 )
-from pipestill.evaluation.claims_costs import hourly
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.costs import hourly
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,
@@ -24,13 +22,15 @@ from pipestill.evaluation.claims_evidence import (
     Evidence,
     gather,
 )
-from pipestill.evaluation.claims_prompts import match_words
-from pipestill.evaluation.claims_reward_views import frontier_context
-from pipestill.evaluation.claims_rows import OWN, PLAIN
-from pipestill.evaluation.claims_samples import Kept, rationale_groups, slices
-from pipestill.evaluation.claims_summary import OUTCOME_WORDS, claims_summary
-from pipestill.evaluation.claims_tables import prompt_context, rows_context
-from pipestill.evaluation.claims_training import training_context
+from pipestill.claims.prompts import match_words
+from pipestill.claims.reward_views import frontier_context
+from pipestill.claims.rows import OWN, PLAIN
+from pipestill.claims.samples import Kept, rationale_groups, slices
+from pipestill.claims.summary import OUTCOME_WORDS, claims_summary
+from pipestill.claims.tables import prompt_context, rows_context
+from pipestill.claims.training import training_context
+from pipestill.evaluation import data_views
+from pipestill.evaluation.arms import at_share, label
 from pipestill.evaluation.report_page import (
     data_context,
     finish,
@@ -75,7 +75,7 @@ def write_claims_report(
         label_metrics_path: metrics JSON of `collect_rows`.
         tune_metrics_path: metrics JSON of `supervised_tune` of the large model.
         page_path: the page, written.
-        summary_path: the summary, written (`pipestill.evaluation.claims_summary.claims_summary`).
+        summary_path: the summary, written (`pipestill.claims.summary.claims_summary`).
         title: heading of the page.
         estimate: the plan's ``hours`` and ``cost_usd``, each with low, likely and high; where it
             is None the key ``estimate`` of the data metrics is taken, if it is there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pipestill.claims.charts import Series, series_chart
+from pipestill.claims.costs import usd
+from pipestill.claims.prompts import TUNED
+from pipestill.claims.rows import OWN, PLAIN, place_of, shares_of
 from pipestill.evaluation import sections
 from pipestill.evaluation.arms import ALL_SHARES, label, large_shots_of, ordered, shots_of
 from pipestill.evaluation.charts import ArmPoint, both_widths, legend_mark
-from pipestill.evaluation.claims_charts import Series, series_chart
-from pipestill.evaluation.claims_costs import usd
-from pipestill.evaluation.claims_prompts import TUNED
-from pipestill.evaluation.claims_rows import OWN, PLAIN, place_of, shares_of
 from pipestill.evaluation.wording import NOTHING, interval, number, percent
 
 PROMPT_COLUMNS = (

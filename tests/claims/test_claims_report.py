@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipestill.components.report_claims import report_claims
-from pipestill.evaluation.charts import ArmPoint, scatter_chart
-from pipestill.evaluation.claims_charts import (
+from pipestill.claims.charts import (
     CostLine,
     RewardPoint,
     Series,
@@ -18,9 +16,11 @@ from pipestill.evaluation.claims_charts import (
     frontier_chart,
     series_chart,
 )
-from pipestill.evaluation.claims_report import write_claims_report
-from pipestill.evaluation.claims_samples import by_length, overlap, rationale_groups
-from tests.evaluation import synthetic_claims as made
+from pipestill.claims.report import write_claims_report
+from pipestill.claims.samples import by_length, overlap, rationale_groups
+from pipestill.components.report_claims import report_claims
+from pipestill.evaluation.charts import ArmPoint, scatter_chart
+from tests.claims import synthetic_claims as made
 from tests.evaluation.test_report_page import EVIL, Page
 
 SECTIONS = (

@@ -6,9 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipestill.evaluation.arms import label, ordered
-from pipestill.evaluation.claims_costs import break_even_table, pays_claim
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.costs import break_even_table, pays_claim
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,
@@ -17,10 +16,11 @@ from pipestill.evaluation.claims_evidence import (
     deployed_student,
     few_shot_teacher,
 )
-from pipestill.evaluation.claims_prompts import prompt_claim, prompt_comparisons, shots_to_match
-from pipestill.evaluation.claims_reward import frontier_table, reward_claim
-from pipestill.evaluation.claims_rows import crossings, row_comparisons, row_curves, rows_claim
-from pipestill.evaluation.claims_sizes import footprint, scored_as, size_claim
+from pipestill.claims.prompts import prompt_claim, prompt_comparisons, shots_to_match
+from pipestill.claims.reward import frontier_table, reward_claim
+from pipestill.claims.rows import crossings, row_comparisons, row_curves, rows_claim
+from pipestill.claims.sizes import footprint, scored_as, size_claim
+from pipestill.evaluation.arms import label, ordered
 from pipestill.evaluation.summary import MEASURED, NO_ACCURACY, accuracy_entry, json_safe
 from pipestill.evaluation.wording import number
 

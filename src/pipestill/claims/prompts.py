@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipestill.evaluation import statistics
-from pipestill.evaluation.arms import label, ordered, shots_of
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,
@@ -16,6 +14,8 @@ from pipestill.evaluation.claims_evidence import (
     claim,
     untuned_arms,
 )
+from pipestill.evaluation import statistics
+from pipestill.evaluation.arms import label, ordered, shots_of
 from pipestill.evaluation.wording import gap_words, number, percent, signed_points
 
 TUNED = "tuned"

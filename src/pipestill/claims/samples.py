@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from pipestill.claims.evidence import Evidence
 from pipestill.evaluation import statistics
 from pipestill.evaluation.arms import label
 from pipestill.evaluation.charts import legend_mark
-from pipestill.evaluation.claims_evidence import Evidence
 from pipestill.evaluation.row_views import clip, shuffled_key
 from pipestill.evaluation.scoring import METRICS, normalise
 from pipestill.evaluation.wording import NOTHING, number, percent, signed_points

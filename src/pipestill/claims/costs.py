@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipestill.evaluation.arms import label
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,
@@ -18,7 +17,8 @@ from pipestill.evaluation.claims_evidence import (
     deployed_student,
     few_shot_teacher,
 )
-from pipestill.evaluation.claims_sizes import quality, timed_medians
+from pipestill.claims.sizes import quality, timed_medians
+from pipestill.evaluation.arms import label
 from pipestill.evaluation.curve_statistics import break_even
 from pipestill.evaluation.statistics import percentile_interval
 from pipestill.evaluation.wording import number

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipestill.evaluation import statistics
-from pipestill.evaluation.arms import ALL_SHARES, at_share, label, ordered, share_of
-from pipestill.evaluation.claims_evidence import (
+from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
     NOT_SHOWN,
@@ -20,6 +18,8 @@ from pipestill.evaluation.claims_evidence import (
     few_shot_teacher,
     shares_by_arm,
 )
+from pipestill.evaluation import statistics
+from pipestill.evaluation.arms import ALL_SHARES, at_share, label, ordered, share_of
 from pipestill.evaluation.curve_statistics import first_crossing, open_interval
 from pipestill.evaluation.summary import accuracy_entry
 from pipestill.evaluation.wording import gap_words, number

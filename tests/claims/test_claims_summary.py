@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from pipestill.claims.evidence import gather
+from pipestill.claims.prompts import match_words
+from pipestill.claims.summary import claims_sentence, claims_summary, claims_verdict
 from pipestill.errors import WorkError
 from pipestill.evaluation.arms import at_share, label, ordered, share_of
-from pipestill.evaluation.claims_evidence import gather
-from pipestill.evaluation.claims_prompts import match_words
-from pipestill.evaluation.claims_summary import claims_sentence, claims_summary, claims_verdict
-from tests.evaluation import synthetic_claims as made
+from tests.claims import synthetic_claims as made
 
 KEYS = {
     "verdict", "verdict_sentence", "notes", "claims", "rows", "metric", "arms", "comparisons",

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from pipestill.claims.charts import CostLine, cost_chart
+from pipestill.claims.costs import SCENARIOS, usd
+from pipestill.claims.sizes import FIGURES
+from pipestill.claims.tables import arm_point
 from pipestill.evaluation import sections
 from pipestill.evaluation.arms import is_teacher, label, ordered
 from pipestill.evaluation.charts import both_widths, legend_mark, scatter_chart
-from pipestill.evaluation.claims_charts import CostLine, cost_chart
-from pipestill.evaluation.claims_costs import SCENARIOS, usd
-from pipestill.evaluation.claims_sizes import FIGURES
-from pipestill.evaluation.claims_tables import arm_point
 from pipestill.evaluation.curve_statistics import pareto_front
 from pipestill.evaluation.row_views import clip
 from pipestill.evaluation.wording import NOTHING, big_number, interval, number, percent
