@@ -20,6 +20,7 @@ def report_claims(
     page: Output[HTML],
     summary: Output[Metrics],
     title: str = "Claims",
+    plan_uri: str = "",
 ) -> str:
     """Judges the claims and writes the HTML page and the summary JSON.
 
@@ -37,6 +38,7 @@ def report_claims(
         page: the self-contained report.
         summary: ``claims``, ``verdict``, ``arms``, ``comparisons``, ``crossings`` and the rest.
         title: heading of the page.
+        plan_uri: what `pipestill plan … --json` wrote, to be compared with the run.
 
     Returns:
         The verdict in one word: better, worse or cannot_tell.
@@ -51,4 +53,5 @@ def report_claims(
         rejects_path=rejects.path, data_metrics_path=data_metrics.path,
         label_metrics_path=label_metrics.path, tune_metrics_path=tune_metrics.path,
         page_path=page.path, summary_path=summary.path, title=title,
+        plan_uri=plan_uri,
     )  # fmt: skip

@@ -166,6 +166,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
         serving_machine: str = "n1-standard-4",
         machine_usd_per_hour: float = 0.0,
         title: str = "Claims",
+        plan_uri: str = "",
         # the platform
         accelerator_type: str = profile.kind,
         tensorboard_resource_id: str = "",
@@ -257,6 +258,7 @@ def build(profile: Profile, options: JobOptions | None = None) -> Any:
             label_metrics=rows.outputs["metrics"],
             tune_metrics=tuned.outputs["metrics"],
             title=title,
+            plan_uri=plan_uri,
         )
         place.settle(result, "Report")
         return Outputs(

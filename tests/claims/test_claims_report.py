@@ -19,6 +19,7 @@ from pipestill.claims.charts import (
 from pipestill.claims.report import write_claims_report
 from pipestill.claims.samples import by_length, overlap, rationale_groups
 from pipestill.components.report_claims import report_claims
+from pipestill.errors import UserError
 from pipestill.evaluation.charts import ArmPoint, scatter_chart
 from tests.claims import synthetic_claims as made
 from tests.evaluation.test_report_page import EVIL, Page
@@ -32,15 +33,27 @@ SECTIONS = (
     "To reproduce", "sha256 of training rows", "seed 1: went on at step 120", "Limits",
     "No measured number of examples", "an upper bound", "Requests until paid back",
 )  # fmt: skip
-ESTIMATE = {
-    "hours": {"low": 0.1, "likely": 0.2, "high": 0.5},
-    "cost_usd": {"low": 0.01, "likely": 0.03, "high": 0.1},
+PLAN = {
+    "pipeline": "claims",
+    "profile": "a100-80gb-x8",
+    "steps": [
+        {
+            "component": component,
+            "hours": {"low": 0.1, "likely": 0.2, "high": 0.5},
+            "cost_usd": {"low": 4.0, "likely": 9.0, "high": 40.0},
+            "teacher_usd": {"low": 0.0, "likely": 1.0, "high": 2.0},
+        }
+        for component in ("data_prep", "teacher_label", "train_curve", "train_curve")
+    ],
 }
 
 
-def write(folder: Path, estimate=None, **changed):
+def write(folder: Path, plan=None, **changed):
     arguments = made.write_run(folder, **changed)
-    word = write_claims_report(**arguments, estimate=estimate)
+    plan_uri = str(folder / "plan.json") if plan else ""
+    if plan:
+        Path(plan_uri).write_text(json.dumps(plan), encoding="utf-8")
+    word = write_claims_report(**arguments, plan_uri=plan_uri)
     html = Path(arguments["page_path"]).read_text(encoding="utf-8")
     summary = json.loads(Path(arguments["summary_path"]).read_text(encoding="utf-8"))
     assert word == summary["verdict"]
@@ -49,7 +62,7 @@ def write(folder: Path, estimate=None, **changed):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("claims"), ESTIMATE)
+    return write(tmp_path_factory.mktemp("claims"), PLAN)
 
 
 def test_the_verdict_comes_first_and_then_the_claims_in_order(written):
@@ -135,10 +148,23 @@ def test_a_run_that_measured_almost_nothing_still_makes_a_page(tmp_path):
     assert html
 
 
-def test_the_estimate_may_come_with_the_data(tmp_path):
-    _, page, summary = write(tmp_path, data={"rows_read": 9, "estimate": ESTIMATE})
-    assert "Estimate against actual" in page.text
-    assert summary["estimate"] == ESTIMATE
+def test_the_plan_stands_beside_what_was_measured(tmp_path):
+    _, page, summary = write(tmp_path, PLAN, labels={"seconds": 360.0})
+    parts = summary["estimate"]["parts"]
+    assert set(parts) == {"Labels and rationales", "Students", "Together"}
+    labels = parts["Labels and rationales"]
+    assert labels["minutes"] == pytest.approx({"low": 6, "likely": 12, "high": 30, "measured": 6})
+    assert labels["usd"]["likely"] == pytest.approx(8)  # less the teacher's price
+    assert labels["usd"]["measured"] == pytest.approx(360 / 3600 * 40)
+    assert parts["Students"]["minutes"]["likely"] == pytest.approx(24)
+    assert parts["Together"]["usd"]["likely"] == pytest.approx(24)
+    assert "at the plan's price of an hour" in page.text
+
+
+@pytest.mark.parametrize("change", [{"pipeline": "rlhf"}, {"steps": [{"hours": 3}]}, {"steps": 7}])
+def test_another_file_is_no_plan(tmp_path, change):
+    with pytest.raises(UserError, match=r"PLAN_UNREADABLE.*plan.json.*pipestill plan"):
+        write(tmp_path, {**PLAN, **change})
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipestill.claims.evidence import gather
-from pipestill.claims.prompts import match_words
+from pipestill.claims.prompts import _reading, match_words
 from pipestill.claims.summary import claims_sentence, claims_summary, claims_verdict
 from pipestill.errors import WorkError
 from pipestill.evaluation.arms import at_share, label, ordered, share_of
@@ -56,6 +56,22 @@ def test_a_run_with_large_effects_shows_all_claims(full):
     assert full["verdict_sentence"] == "5 of 5 claims are shown on 300 held-out rows."
     assert sum(line.endswith(": SHOWN") for line in full["table"]) == 5
     assert max(map(len, full["table"])) <= 100
+
+
+@pytest.mark.parametrize(
+    ("ci95", "reading"),
+    [
+        ((-0.019, 0.05), "level"),  # surely not 2 points worse
+        ((-0.021, 0.05), "cannot_tell"),
+        ((-0.015, -0.001), "level"),  # worse for sure, and by less than counts
+        ((-0.05, -0.01), "worse"),
+        ((0.01, 0.05), "better"),
+    ],
+)
+def test_needing_no_examples_is_not_being_worse_by_the_margin(ci95, reading):
+    sure = ci95[0] > 0 or ci95[1] < 0
+    gap = {"ci95": ci95, "difference": sum(ci95) / 2, "p_holm": 0.01 if sure else 0.5}
+    assert _reading(gap) == reading
 
 
 def test_curves_are_the_means_of_the_predictions(full):

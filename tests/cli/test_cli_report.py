@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pipestill.cli import report
+from pipestill.cli.run import closing
 from pipestill.errors import UserError
 from pipestill.evaluation.report import write_report
 from tests.evaluation import synthetic
@@ -37,6 +38,36 @@ def test_a_folder_and_its_summary_print_the_same(run, capsys):
     assert all(len(line) <= 100 for line in table)
 
 
+OWN_TABLE = {"table": ["rows read    10", "rows written  9"], "notes": ["answers  a.jsonl"]}
+
+
+@pytest.mark.parametrize("sentence", [None, "Six claims are shown."])
+def test_a_summary_with_a_table_of_its_own_shows_that_one(tmp_path, capsys, sentence):
+    """Batch answers and retraining have no arms; claims have arms, but tell them in lines."""
+    told = {**OWN_TABLE, "verdict_sentence": sentence} if sentence else OWN_TABLE
+    (tmp_path / "summary.json").write_text(json.dumps(told))
+    assert _main(str(tmp_path)) == 0
+    shown = [
+        "rows read    10",
+        "rows written  9",
+        "",
+        *filter(None, [sentence]),
+        "answers  a.jsonl",
+    ]
+    assert capsys.readouterr().out.splitlines() == shown
+
+
+@pytest.mark.parametrize("own", [{}, OWN_TABLE])
+def test_the_end_of_a_run_shows_what_the_report_shows(run, own):
+    summary = json.loads((run / "summary.json").read_text()) | own
+    facts = {"steps": {"ran": 3, "cached": 1}, "seconds": 2.0, "config": {}}
+    lines = closing({**summary, **facts}, run).splitlines()
+    told = report.findings(summary)
+    assert lines[1 : len(told) + 1] == told
+    assert ("rows read    10" in told) == bool(own)
+    assert lines[len(told) + 2] == "2 s, 3 steps run, 1 from the cache"
+
+
 def test_open_hands_the_page_to_the_browser(run, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -57,7 +88,7 @@ def test_mistakes_are_one_line_with_a_hint(tmp_path):
         _main(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="RUN_NOT_FOUND"):
         _main(str(tmp_path))
-    for text in ("not json", "[]", '{"arms": {}}'):
+    for text in ("not json", "[]", '{"arms": {}}', '{"table": []}', '{"table": 1}'):
         (tmp_path / "summary.json").write_text(text)
         with pytest.raises(UserError, match="SUMMARY_UNREADABLE") as caught:
             _main(str(tmp_path))

@@ -135,23 +135,6 @@ def _pays_chart(table: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def estimate_rows(
-    estimate: Mapping[str, Any] | None, seconds: float, paid: float | None
-) -> list[dict[str, Any]]:
-    """What the plan expected beside what was measured; empty where there was no plan."""
-    rows = []
-    for key, name, measured in (
-        ("hours", "Hours", None if not seconds else f"{seconds / 3600:.3g}"),
-        ("cost_usd", "USD", None if paid is None else usd(paid).removesuffix(" USD")),
-    ):
-        known = (estimate or {}).get(key)
-        if isinstance(known, Mapping):
-            cells = [NOTHING if known.get(name) is None else f"{known[name]:.3g}"
-                     for name in SCENARIOS]  # fmt: skip
-            rows.append({"mark": "", "name": name, "cells": [*cells, measured or NOTHING]})
-    return rows
-
-
 def model_card(summary: Mapping[str, Any], prompts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The student to be deployed: where it comes from, what it can do, and what it cannot."""
     arm, scored = summary["deployed"]["arm"], summary["deployed"]["scored_as"]

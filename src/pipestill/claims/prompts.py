@@ -20,6 +20,8 @@ from pipestill.evaluation.wording import gap_words, number, percent, signed_poin
 
 TUNED = "tuned"
 TITLE = "A tuned model needs no examples in its prompt"
+# A tuned model that is surely not worse by so much needs no examples: the margin of retraining.
+MARGIN = 0.02
 COSTS = ("prompt_tokens", "p50_ms", "p95_ms", "usd_per_1000")
 
 
@@ -36,15 +38,19 @@ def prompt_comparisons(evidence: Evidence) -> dict[str, Any]:
 def prompt_claim(
     evidence: Evidence, comparisons: Mapping[str, Any], match: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Shown where the tuned model is surely better than the untuned one at every shot count."""
+    """Shown where the tuned model is surely not worse by `MARGIN` at any shot count.
+
+    Each shot count is tested at the full level: the claim is that all of them hold (Berger 1982).
+    """
     untuned = untuned_arms(evidence)
     if TUNED not in evidence.scores or not untuned:
         return claim(1, TITLE, NOT_MEASURED, f"Not measured: {_missing(evidence)}.")
     found = {k: comparisons[f"{TUNED}_vs_{arm}"] for k, arm in untuned.items()}
-    by_word: dict[str, list[int]] = {"better": [], "worse": [], "cannot_tell": []}
+    by_word: dict[str, list[int]] = {"better": [], "level": [], "worse": [], "cannot_tell": []}
     for k, item in found.items():
-        by_word[statistics.surely(item)].append(k)
-    told = by_word["worse"] or by_word["cannot_tell"] or by_word["better"]
+        by_word[_reading(item)].append(k)
+    told = next(by_word[word] for word in ("worse", "cannot_tell", "level", "better")
+                if by_word[word])  # fmt: skip
     closest = min(told, key=lambda k: found[k]["difference"])
     outcome = NOT_SHOWN if by_word["worse"] else CANNOT_TELL if by_word["cannot_tell"] else SHOWN
     against = (
@@ -54,6 +60,7 @@ def prompt_claim(
     return claim(
         1, TITLE, outcome, f"{_start(evidence, by_word)}: against {against}.",
         accuracy=evidence.accuracy(TUNED),
+        margin=MARGIN,
         differences={str(k): item["difference"] for k, item in found.items()},
         ci95={str(k): list(item["ci95"]) for k, item in found.items()},
         p_holm={str(k): item["p_holm"] for k, item in found.items()},
@@ -62,18 +69,24 @@ def prompt_claim(
     )  # fmt: skip
 
 
+def _reading(item: Mapping[str, Any]) -> str:
+    """``better``, ``level`` (surely not worse by the margin), ``worse`` or ``cannot_tell``."""
+    word = statistics.surely(item)
+    return "level" if word != "better" and item["ci95"][0] > -MARGIN else word
+
+
 def _start(evidence: Evidence, by_word: Mapping[str, list[int]]) -> str:
     """What is said of every shot count, before the closest one is given in numbers."""
     right = percent(evidence.accuracy(TUNED))
     parts = [f"Tuned and without examples, the large model answers {right} right"]
-    if by_word["better"]:
-        parts.append(f"more than untuned with {_listed(by_word['better'])} examples")
-    if by_word["worse"]:
-        parts.append(f"and falls behind untuned with {_listed(by_word['worse'])} examples")
-    if by_word["cannot_tell"]:
-        open_ = _listed(by_word["cannot_tell"])
-        parts.append(f"and cannot be told from untuned with {open_} examples")
-    return ", ".join(parts)
+    said = {
+        "better": "more than untuned with {} examples",
+        "level": f"surely not {MARGIN * 100:.0f} points fewer than untuned with {{}} examples",
+        "worse": "and falls behind untuned with {} examples",
+        "cannot_tell": "and cannot be told from untuned with {} examples",
+    }
+    return ", ".join(parts + [words.format(_listed(by_word[word]))
+                              for word, words in said.items() if by_word[word]])  # fmt: skip
 
 
 def _missing(evidence: Evidence) -> str:

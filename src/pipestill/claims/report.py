@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipestill.claims.cost_views import (
-    estimate_rows,
     model_card,
     pays_context,
     size_context,
     teacher_name,
 )
-from pipestill.claims.costs import hourly
 from pipestill.claims.evidence import (
     CANNOT_TELL,
     NOT_MEASURED,
@@ -22,6 +20,7 @@ from pipestill.claims.evidence import (
     Evidence,
     gather,
 )
+from pipestill.claims.plan import against_plan, plan_rows, read_plan
 from pipestill.claims.prompts import match_words
 from pipestill.claims.reward_views import frontier_context
 from pipestill.claims.rows import OWN, PLAIN
@@ -59,7 +58,7 @@ def write_claims_report(
     page_path: str,
     summary_path: str,
     title: str,
-    estimate: Mapping[str, Any] | None = None,
+    plan_uri: str = "",
 ) -> str:
     """Judges the five claims; writes summary JSON and HTML page, and prints the verdict.
 
@@ -77,15 +76,14 @@ def write_claims_report(
         page_path: the page, written.
         summary_path: the summary, written (`pipestill.claims.summary.claims_summary`).
         title: heading of the page.
-        estimate: the plan's ``hours`` and ``cost_usd``, each with low, likely and high; where it
-            is None the key ``estimate`` of the data metrics is taken, if it is there.
+        plan_uri: what ``pipestill plan … --json`` wrote, to be compared with the run; may be "".
 
     Returns:
         The verdict: better (all that was measured is shown), worse (the opposite of some, and
         none, is shown) or cannot_tell.
 
     Raises:
-        UserError: ``METRICS_UNREADABLE``, ``ROW_UNREADABLE``.
+        UserError: ``METRICS_UNREADABLE``, ``ROW_UNREADABLE``, ``PLAN_UNREADABLE``.
         WorkError: ``NO_PREDICTIONS``, ``ROWS_DIFFER``.
     """
     curves = [read_metrics(path) for path in curve_metrics_paths]
@@ -100,7 +98,7 @@ def write_claims_report(
         tune=read_metrics(tune_metrics_path),
         frontier=read_metrics(frontier_metrics_path),
     )
-    summary = claims_summary(evidence, data, estimate or data.get("estimate"))
+    summary = claims_summary(evidence, data, against_plan(read_plan(plan_uri), evidence))
     rows = list(read_jsonl(training_rows_path, Labelled))
     files = {"predictions of prompts": prompt_predictions_path, "training rows": training_rows_path}
     context = {
@@ -120,7 +118,7 @@ def write_claims_report(
         "labelling": data_views.labelling(summary["teacher"], rows),
         "yields": data_views.yields(rows),
         "training_total": number(len(rows)),
-        "estimated": estimate_rows(summary["estimate"], *_spent(evidence)),
+        "estimated": plan_rows(summary["estimate"]),
         "card": model_card(summary, prompts),
         "reproduction": data_views.reproduction(prompts, summary, files),
     }
@@ -171,13 +169,3 @@ def _samples_context(
         "pair_words": [label(arm.partition(":")[0]) for arm in pair],
         "slices": slices(evidence, kept.rows, arms) if len(present) == 2 else [],
     }
-
-
-def _spent(evidence: Evidence) -> tuple[float, float | None]:
-    """Seconds that the steps reported, and USD: as paid, and their time at the machine's price."""
-    seconds = sum(float(item.get("all_seconds") or 0.0) for item in evidence.curves)
-    seconds += float(evidence.tune.get("seconds") or 0.0)
-    seconds += float(evidence.frontier.get("seconds") or 0.0)
-    price = hourly(evidence).likely
-    paid = float(evidence.labels.get("cost_usd") or 0.0)
-    return seconds, None if price is None else paid + seconds / 3600 * price

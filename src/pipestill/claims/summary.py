@@ -42,7 +42,7 @@ def claims_summary(
     Args:
         evidence: scores and metrics.
         data: metrics of `data_prep`.
-        estimate: what the plan expected of this run, where there was a plan.
+        estimate: plan and run side by side (`pipestill.claims.plan`), where there was a plan.
 
     Returns:
         ``verdict``, ``verdict_sentence``, ``notes``, ``claims``, ``rows``, ``metric``, ``arms``,
