@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format compile bench images lint-images lock sbom audit maintained clean
+.PHONY: help demo test test-fast check format compile bench soak images lint-images lock sbom audit maintained clean
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +41,16 @@ format: $(STAMP)  ## Format the code
 compile: $(STAMP)  ## Recompile every pipeline for every hardware profile
 	$(BIN)/pipestill compile --all
 
-bench: $(STAMP)  ## Measure: labelling, the DSS step, training against its peers, kill -9
+bench: $(STAMP)  ## Measure: labelling, training against its peers, kill -9, serving under load, the gate
 	$(BIN)/python -m benchmarks.labelling
 	$(BIN)/python -m benchmarks.dss_step
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.kill_test
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.gate
+
+soak: $(STAMP)  ## Inject faults into everything for a quarter of an hour, and count what is lost
+	$(BIN)/python -m benchmarks.soak
 
 images:  ## Build the four container images (PREFIX, BUILDER, CPU_WHEELS: see docs/containers.md)
 	$(MAKE) -C containers images
