@@ -10,6 +10,7 @@ from pipestill.evaluation.gate import Rule, decide
 from pipestill.evaluation.models_report import write_models_report
 from pipestill.evaluation.report import write_report
 from pipestill.evaluation.rlhf_report import write_rlhf_report
+from pipestill.evaluation.text_metrics import score_arms
 from pipestill.evaluation.tuned_report import write_tuned_report
 from pipestill.records import write_json, write_jsonl
 from tests.claims import synthetic_claims
@@ -35,6 +36,10 @@ def _common(folder: Path, scores: dict[str, float], title: str) -> dict[str, Any
                                         for s in range(1, 60)]
         },
     }  # fmt: skip
+    text = score_arms(made, "base")
+    for arm, found in text.pop("scores").items():
+        evaluation["arms"][arm]["scores"] = found
+    evaluation |= text
     paths = _files(
         folder, predictions=made, evaluation=evaluation, data=synthetic.DATA_METRICS,
         rejects=synthetic.rejects(),

@@ -1,6 +1,7 @@
 """Any models on one held-out set: names, the baseline, the answers, and what the report says."""
 
 import json
+import re
 
 import pytest
 
@@ -146,25 +147,70 @@ def test_worse_cannot_tell_and_nothing_to_compare():
     assert failed["arms"]["teacher_2_shot"]["error"] == "no server"
 
 
-def test_the_page_says_it_and_escapes_what_others_wrote(tmp_path):
-    write_jsonl(tmp_path / "p.jsonl", predictions(200, SCORES, seeds=1))
-    arms = {"a": {"truncated_inputs": 7}, "teacher_2_shot": {"error": "<b>no server</b>"}}
-    evaluation = {"baseline": "c", "metric": "exact", "arms": arms, "rows_without_gold": 3}
-    write_json(tmp_path / "e.json", evaluation)
-    write_json(tmp_path / "d.json", {"rows_read": 260, "rows_train": 100, "rows_eval": 110})
+def pages_of(folder, made, evaluation, data=None):
+    """The summary and the page of a report."""
+    write_jsonl(folder / "p.jsonl", made)
+    write_json(folder / "e.json", evaluation)
+    write_json(folder / "d.json", data or {})
     word = write_models_report(
-        predictions_path=str(tmp_path / "p.jsonl"),
-        evaluation_metrics_path=str(tmp_path / "e.json"),
-        rejects_path=str(tmp_path / "none.jsonl"),
-        data_metrics_path=str(tmp_path / "d.json"),
-        page_path=str(tmp_path / "page.html"),
-        summary_path=str(tmp_path / "s.json"),
+        predictions_path=str(folder / "p.jsonl"),
+        evaluation_metrics_path=str(folder / "e.json"),
+        rejects_path=str(folder / "none.jsonl"),
+        data_metrics_path=str(folder / "d.json"),
+        page_path=str(folder / "page.html"),
+        summary_path=str(folder / "s.json"),
         title="Side by side",
     )
-    found = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
-    assert found["verdict"] == word == "better"
+    summary = json.loads((folder / "s.json").read_text(encoding="utf-8"))
+    assert summary["verdict"] == word
+    return summary, (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_summary_and_page_hold_the_other_scores(tmp_path):
+    gap = {"difference": 0.123, "ci95": [0.08, 0.161], "rows_won": 9, "rows_lost": 1, "p": 4e-4}
+    behind = gap | {"difference": -0.05, "ci95": [-0.09, -0.01], "p_holm": 4e-4}
+    evaluation = {
+        "baseline": "c",
+        "arms": {
+            "a": {"scores": {"rougeL": 0.4567, "macro_f1": 0.25}},
+            "c": {"scores": {"rougeL": 0.3335}},
+            "teacher_2_shot": {"error": "no server"},
+        },
+        "score_comparisons": {"rougeL": {"a": gap | {"p_holm": 0.001}, "d": behind}, "chrf": {}},
+        "score_signatures": {"chrf": "nrefs:1|<case>:mixed"},
+    }
+    made = predictions(60, SCORES, seeds=1)
+    found, page = pages_of(tmp_path, made, evaluation)
+    assert found["arms"]["a"]["scores"] == evaluation["arms"]["a"]["scores"]
+    for name in ("score_comparisons", "score_signatures"):
+        assert found[name] == evaluation[name]
+    section = page.partition("<h2>Other scores</h2>")[2].partition("</section>")[0]
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', section)
+    assert heads == ["Arm", "Macro-F1 over the reference labels", "ROUGE-L, F-measure"]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", section) == ["25.0 %", "45.7 %", "–", "33.4 %"]
+    line = (
+        "ROUGE-L: a +12.3 points (95 % CI +8.0 to +16.1), p 0.001 after Holm; "
+        "d −5.0 points (95 % CI −9.0 to −1.0), p &lt; 0.001 after Holm"
+    )
+    assert f"<p>{line}</p>" in section
+    assert "chrF, mean" not in section
+    assert '<p class="soft">These comparisons decide nothing' in section
+    assert "<dt>Score chrf</dt><dd>nrefs:1|&lt;case&gt;:mixed</dd>" in page
+
+    without = {"baseline": "c", "arms": {}}
+    found, page = pages_of(tmp_path, made, without)
+    assert found["score_comparisons"] == {}
+    assert "Other scores" not in page
+    assert "decide nothing" not in page
+
+
+def test_the_page_says_it_and_escapes_what_others_wrote(tmp_path):
+    arms = {"a": {"truncated_inputs": 7}, "teacher_2_shot": {"error": "<b>no server</b>"}}
+    evaluation = {"baseline": "c", "metric": "exact", "arms": arms, "rows_without_gold": 3}
+    data = {"rows_read": 260, "rows_train": 100, "rows_eval": 110}
+    found, page = pages_of(tmp_path, predictions(200, SCORES, seeds=1), evaluation, data)
+    assert found["verdict"] == "better"
     assert found["data"]["rows_left_out"] == 7  # 210 prepared, 3 without an answer, 200 asked
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     for words in (
         "Against c",
         "to its limit: 7",

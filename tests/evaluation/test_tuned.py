@@ -8,7 +8,7 @@ from pipestill.config import TuneConfig, TuneEvalConfig
 from pipestill.errors import UserError
 from pipestill.evaluation.likelihood import likelihood
 from pipestill.evaluation.tuned import evaluate_tuned
-from pipestill.evaluation.tuned_report import tuned_summary, write_tuned_report
+from pipestill.evaluation.tuned_report import score_rows, tuned_summary, write_tuned_report
 from pipestill.models.student import Student
 from pipestill.records import Example, Prediction, read_jsonl, write_json, write_jsonl
 from pipestill.training.supervised import tune
@@ -145,12 +145,44 @@ def test_the_report(tuned, tmp_path):
     assert "<b>Name" not in page  # the audited rows are shown as text
     assert "&lt;b&gt;Name" in page
     assert "<mark>red&lt;/s&gt;</mark>" in page
+    assert summary["arms"]["tuned"]["scores"] == found["arms"]["tuned"]["scores"]
+    measured = json.loads((tmp_path / "e.json").read_text())
+    assert summary["score_comparisons"] == measured["score_comparisons"]
+    shown = page.partition("<h2>Further scores</h2>")[2].partition("</section>")[0]
+    assert '<th scope="row">ROUGE-L, F-measure</th><td class="n">100.0 %</td>' in shown
+    assert "Macro-F1 over the reference labels" in shown  # three labels, ten rows each
+    assert "<p>ROUGE-L: Tuned +100.0 points (95 % CI +100.0 to +100.0), p &lt; 0.001 after" in shown
+    assert "<p>chrF, mean of the rows: Tuned +" in shown
+    assert "decide nothing" in shown
+    assert f"<dt>Score bleu</dt><dd>{found['score_signatures']['bleu']}</dd>" in page
     assert "Right since tuning" in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
     from pipestill.evaluation.summary import format_table
 
     assert "Tuned" in format_table(summary)
+
+
+def test_the_scores_of_sampled_programs_and_of_texts_are_shown():
+    known = {
+        "exact": 0.5,
+        "perplexity": 1.25,
+        "pass_at_1": 0.25,
+        "pass_at_k": {"1": 0.3, "5": 0.625},
+        "scores": {"exact": 0.75, "rougeL": 0.5, "bleu": 0.125, "chrf": 0.4},
+    }
+    base = {"exact": 0.0, "perplexity": 2.0}
+    rows = score_rows({"arms": {"tuned": known, "base": base}})
+    assert {row["name"]: (row["tuned"], row["base"]) for row in rows} == {
+        "Answers that equal the row's": ("50.0 %", "0.0 %"),
+        "Programs that pass their tests (pass@1)": ("25.0 %", "–"),
+        "pass@1 of sampled programs": ("30.0 %", "–"),
+        "pass@5 of sampled programs": ("62.5 %", "–"),
+        "ROUGE-L, F-measure": ("50.0 %", "–"),
+        "chrF of the whole set": ("40.0 %", "–"),
+        "BLEU of the whole set": ("12.5 %", "–"),
+        "Perplexity of the right answers": ("1.25", "2"),
+    }
 
 
 def test_a_tuning_that_changed_nothing_cannot_tell():
@@ -161,6 +193,7 @@ def test_a_tuning_that_changed_nothing_cannot_tell():
         )  # fmt: skip
 
     predictions = [answer(arm, f"r{i}", i % 2 == 0) for arm in ("tuned", "base") for i in range(20)]
-    found = tuned_summary(predictions, {"arms": {}}, {}, {})
+    found = tuned_summary(predictions, {"arms": {"base": {"pass_at_k": {"5": 0.5}}}}, {}, {})
+    assert found["arms"]["base"]["pass_at_k"] == {"5": 0.5}
     assert found["verdict"] == "cannot_tell"
     assert "may or may not change" in found["verdict_sentence"]

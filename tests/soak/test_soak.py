@@ -13,7 +13,9 @@ from benchmarks.soak.children import call
 from benchmarks.soak.outcome import differences
 from benchmarks.soak.served import short_waits
 from benchmarks.soak.tally import Tally, table
+from benchmarks.soak.tiny_pipelines import CONFIGURATIONS
 from pipestill.errors import UserError
+from pipestill.pipelines import PIPELINES
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +113,10 @@ def test_kills_in_a_whole_pipeline(tmp_path, dice, tally):
     (changed, *_) = killed.glob("artifacts/*/collect-predictions/predictions")
     changed.write_text(changed.read_text(encoding="utf-8").replace("b1", "b9"), encoding="utf-8")
     assert any("predictions" in line for line in differences(calm, killed))
+
+
+def test_every_pipeline_has_a_tiny_configuration():
+    assert set(CONFIGURATIONS) == set(PIPELINES)
 
 
 def test_what_a_child_did_is_told(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,31 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: ``RUN_NOT_FOUND``, ``SUMMARY_UNREADABLE``, ``REPORT_NOT_FOUND``.
     """
-    from pipestill.evaluation.summary import format_table
-
     path = find_summary(Path(args.run))
     summary = read_summary(path)
-    print(format_table(summary))
-    print(f"\n{summary['verdict_sentence']}")
-    for note in summary.get("notes", []):
-        print(note)
+    print("\n".join(findings(summary)))
     page = path.with_name("report.html")
     if page.is_file():
         print(f"\nreport: {page}")
     if args.open:
         _open(page)
     return 0
+
+
+def findings(summary: Mapping[str, Any]) -> list[str]:
+    """The lines that a terminal shows of a summary: its table, the verdict and the notes.
+
+    The table is the summary's own (``table``, a list of lines) or else that of its arms.
+    """
+    from pipestill.evaluation.summary import format_table
+
+    sentence = summary.get("verdict_sentence")
+    return [
+        *map(str, summary.get("table") or format_table(summary).splitlines()),
+        "",
+        *([str(sentence)] if sentence else []),
+        *map(str, summary.get("notes", [])),
+    ]
 
 
 def find_summary(run: Path) -> Path:
@@ -65,8 +77,11 @@ def read_summary(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
-    if not isinstance(value, dict) or not {"arms", "verdict_sentence"} <= value.keys():
-        raise _unreadable(path, "it has no arms and no verdict_sentence")
+    if not isinstance(value, dict):
+        raise _unreadable(path, "it is no JSON object")
+    own = value.get("table")
+    if not (own and isinstance(own, list)) and not {"arms", "verdict_sentence"} <= value.keys():
+        raise _unreadable(path, "it has no table, and no arms with a verdict_sentence")
     return value
 
 

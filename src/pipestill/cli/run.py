@@ -98,14 +98,12 @@ def _kind(name: str) -> str:
 
 def closing(summary: dict[str, Any], out: Path) -> str:
     """What the screen shows at the end of a run."""
-    from pipestill.evaluation.summary import format_table
+    from pipestill.cli.report import findings
 
     steps = summary["steps"]
-    own = summary.get("table")
-    table = "\n".join(own) if own else format_table(summary)
-    lines = ["", table, "", str(summary.get("verdict_sentence", ""))]
-    lines += [f"{note}" for note in summary.get("notes", [])]
-    lines += [
+    lines = [
+        "",
+        *findings(summary),
         "",
         f"{summary['seconds']:.0f} s, {steps['ran']} steps run, {steps['cached']} from the cache",
         *([f"report   {page}"] if (page := out / "report.html").is_file() else []),

@@ -24,6 +24,7 @@ from pipestill.evaluation.summary import (
     collect_scores,
     json_safe,
 )
+from pipestill.evaluation.text_metrics import IN_SUMMARY
 from pipestill.evaluation.wording import gap_words, number
 from pipestill.records import Prediction, read_jsonl
 
@@ -75,10 +76,12 @@ def write_models_report(
         **data_context(summary["data"], rejects_path, FUNNEL),
         "baseline": label(summary["baseline"]),
         "comparisons": comparison_rows(summary),
+        "other_scores": sections.other_scores(summary),
         "scatters": sections.scatters(summary, ("params", "p50_ms")),
-        "reproduction": data_views.reproduction(
-            evaluation, summary, {"predictions": predictions_path}
-        ),
+        "reproduction": [
+            *data_views.reproduction(evaluation, summary, {"predictions": predictions_path}),
+            *sections.signature_facts(summary),
+        ],
     }
     return finish(
         summary,
@@ -114,8 +117,7 @@ def models_summary(
         known = measured.get(arm, {})
         entry = accuracy_entry(scores[arm], samples[arm]) if arm in scores else dict(NO_ACCURACY)
         arms[arm] = entry | {name: known.get(name) for name in MEASURED}
-        if known.get("error"):
-            arms[arm]["error"] = known["error"]
+        arms[arm] |= {name: known[name] for name in ("error", "scores") if known.get(name)}
     rows = len(next(iter(next(iter(scores.values())).values())))
     verdict = next(
         (word for word in ("better", "worse") if _names(comparisons, word)), "cannot_tell"
@@ -132,6 +134,7 @@ def models_summary(
         "baseline": baseline,
         "arms": arms,
         "comparisons": comparisons,
+        **{name: evaluation.get(name, {}) for name in IN_SUMMARY},
         "data": {
             **data,
             "rows_without_gold": without_gold,

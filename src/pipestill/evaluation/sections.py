@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipestill.evaluation import statistics
+from pipestill.evaluation import statistics, wording
 from pipestill.evaluation.arms import TEACHER_ALIAS, label, ordered
 from pipestill.evaluation.charts import (
     ArmPoint,
@@ -21,6 +21,7 @@ from pipestill.evaluation.charts import (
     scatter_chart,
 )
 from pipestill.evaluation.summary import arms_that_ran
+from pipestill.evaluation.text_metrics import COMPARED, SCORES
 from pipestill.evaluation.wording import (
     NOTHING,
     big_number,
@@ -157,7 +158,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "interval": f"{signed_points(low)} to {signed_points(high)}",
                 "won": number(item["rows_won"]),
                 "lost": number(item["rows_lost"]),
-                "p": "< 0.001" if item["p_mcnemar"] < 0.001 else f"{item['p_mcnemar']:.3f}",
+                "p": _p_words(item["p_mcnemar"]),
                 "reading": reading.replace("DSS", label(first)),
                 "style": style,
             }
@@ -175,10 +176,55 @@ def adjusted_row(item: Mapping[str, Any], name: str) -> dict[str, str]:
         "interval": f"{low} to {high}",
         "won": number(item["rows_won"]),
         "lost": number(item["rows_lost"]),
-        "p": "< 0.001" if item["p_holm"] < 0.001 else f"{item['p_holm']:.3f}",
+        "p": _p_words(item["p_holm"]),
         "reading": word.replace("_", " "),
         "style": READINGS[word][1],
     }
+
+
+def _p_words(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def other_scores(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The scores of `SCORES` for every arm, and `score_gaps`; None where none was measured."""
+    arms = summary["arms"]
+    found = {arm: arms[arm]["scores"] for arm in arms_that_ran(summary) if arms[arm].get("scores")}
+    if not found:
+        return None
+    known = [name for name in SCORES if any(name in scores for scores in found.values())]
+    rows = [
+        {
+            "mark": legend_mark(arm),
+            "name": label(arm),
+            "cells": [percent(scores.get(name)) for name in known],
+        }
+        for arm, scores in found.items()
+    ]
+    return {
+        "columns": [SCORES[name] for name in known],
+        "rows": rows,
+        "gaps": score_gaps(summary),
+    }
+
+
+def score_gaps(summary: Mapping[str, Any]) -> list[str]:
+    """One line per compared score: every arm against the baseline, p-values adjusted."""
+    return [
+        f"{COMPARED[score]}: "
+        + "; ".join(
+            f"{label(arm)} {wording.gap_words(found[arm])}, "
+            f"p {_p_words(found[arm]['p_holm'])} after Holm"
+            for arm in ordered(found)
+        )
+        for score, found in summary["score_comparisons"].items()
+        if found
+    ]
+
+
+def signature_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the scores were computed, for the facts to reproduce them."""
+    return [(f"Score {name}", words) for name, words in summary["score_signatures"].items()]
 
 
 def gap_words(summary: Mapping[str, Any]) -> str:

@@ -29,7 +29,9 @@ SCORES = {
     "chrf": "chrF of the whole set",
 }
 ROUGE = ("rouge1", "rouge2", "rougeL")
-COMPARED = ("rougeL", "chrf")
+# Score that arms are compared by → its words; rows are resampled, so chrF is not that of the set.
+COMPARED = {"rougeL": "ROUGE-L", "chrf": "chrF, mean of the rows"}
+IN_SUMMARY = ("score_comparisons", "score_signatures")  # what a summary copies beside the arms
 MOST_LABELS = 100
 ROWS_PER_LABEL = 5  # below that on average, answers are texts and no labels
 

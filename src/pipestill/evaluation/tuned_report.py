@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipestill.evaluation import data_views, row_views, statistics
+from pipestill.evaluation import data_views, row_views, sections, statistics
 from pipestill.evaluation.report_page import (
     arms_context,
     data_context,
@@ -17,6 +17,7 @@ from pipestill.evaluation.report_page import (
     verdict_context,
 )
 from pipestill.evaluation.summary import MEASURED, accuracy_entry, collect_scores, json_safe
+from pipestill.evaluation.text_metrics import IN_SUMMARY, SCORES
 from pipestill.evaluation.wording import number, percent, signed_points
 from pipestill.records import Prediction, read_jsonl
 from pipestill.training.supervised import OBJECTIVE
@@ -28,8 +29,12 @@ METRIC_WORDS = {
     "verbatim": "answers that equal the row's, case included",
     "pass@1": "programs that pass their tests",
 }
-MORE = ("exact", "nll", "perplexity", "token_accuracy", "template_accuracy", "pass_at_1")
-SHARES = ("exact", "token_accuracy", "template_accuracy", "pass_at_1")
+MORE = (
+    "exact", "nll", "perplexity", "token_accuracy", "template_accuracy", "pass_at_1", "pass_at_k",
+    "scores",
+)  # fmt: skip
+TEXT_SCORES = ("rougeL", "chrf", "bleu", "macro_f1")
+NO_SHARES = ("nll", "perplexity")
 
 
 def write_tuned_report(
@@ -74,12 +79,14 @@ def write_tuned_report(
         **data_context(summary["data"], rejects_path),
         "metric": METRIC_WORDS.get(summary["metric"], summary["metric"]),
         "scores": score_rows(summary),
+        "score_gaps": sections.score_gaps(summary),
         "audit": audited(model_path),
         "improved": improved,
         "worsened": worsened,
-        "reproduction": data_views.reproduction(
-            evaluation, summary, {"predictions": predictions_path}
-        ),
+        "reproduction": [
+            *data_views.reproduction(evaluation, summary, {"predictions": predictions_path}),
+            *sections.signature_facts(summary),
+        ],
     }
     return finish(
         summary,
@@ -118,6 +125,7 @@ def tuned_summary(
         "task": evaluation.get("task", "text"),
         "arms": arms,
         "comparisons": {f"{OBJECTIVE}_vs_base": dataclasses.asdict(gap)},
+        **{name: evaluation.get(name, {}) for name in IN_SUMMARY},
         "data": dict(data),
         "training": {str(training.get("run", OBJECTIVE)): dict(training)},
     }
@@ -148,26 +156,37 @@ def verdict_sentence(
 
 def score_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every further score of both arms, those that were measured."""
+    arms = {arm: _flat(summary["arms"][arm]) for arm in (OBJECTIVE, "base")}
+    sampled = summary["arms"][OBJECTIVE].get("pass_at_k", {})
     names = {
         "exact": "Answers that equal the row's",
         "template_accuracy": "Commands of the same template",
         "pass_at_1": "Programs that pass their tests (pass@1)",
+        **{f"pass@{k}": f"pass@{k} of sampled programs" for k in sampled},
+        **{name: SCORES[name] for name in TEXT_SCORES},
         "token_accuracy": "Answer tokens right",
         "nll": "Mean negative log-likelihood, nats",
         "perplexity": "Perplexity of the right answers",
     }
-    arms = summary["arms"]
     return [
-        {"name": words, **{arm: _figure(key, arms[arm].get(key)) for arm in (OBJECTIVE, "base")}}
+        {"name": words, **{arm: _figure(key, found.get(key)) for arm, found in arms.items()}}
         for key, words in names.items()
         if arms[OBJECTIVE].get(key) is not None
     ]
 
 
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's figures with `TEXT_SCORES` and ``pass@1``, ``pass@5``, … beside the others."""
+    scores = entry.get("scores", {})
+    return {
+        **entry,
+        **{name: scores.get(name) for name in TEXT_SCORES},
+        **{f"pass@{k}": share for k, share in entry.get("pass_at_k", {}).items()},
+    }
+
+
 def _figure(name: str, value: float | None) -> str:
-    if value is None or name in SHARES:
-        return percent(value)
-    return f"{value:.4g}"
+    return f"{value:.4g}" if value is not None and name in NO_SHARES else percent(value)
 
 
 def audited(model_path: str) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ class Store:
 
     def _row(self, name: str) -> StoredRow:
         if name not in self._places:
+            for number in range(len(self.shards)):
+                self._shard(number)  # a shard whose list of rows was damaged says so
             raise UserError(
                 "STORE_NO_ROW",
                 f"{self.folder}: no teacher probabilities for row {name!r} ({len(self)} rows, "
