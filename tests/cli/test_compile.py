@@ -31,6 +31,7 @@ def test_one(here, capsys):
     assert pool["container_spec"]["image_uri"].startswith("reg/me/gpu:")
 
 
+@pytest.mark.slow
 def test_default_name_and_all(here, capsys):
     assert cli.main(["compile", "distill_step_by_step"]) == 0
     assert (here / "distill_step_by_step.cpu-local.yaml").exists()

@@ -1,6 +1,7 @@
 """One source of every default: the dataclasses of `pipestill.config`."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from pathlib import Path
@@ -178,11 +179,16 @@ def test_same_name_same_default_in_every_component(name):
                 assert mine[parameter] == default, (other, parameter)
 
 
+@functools.cache
+def built(pipeline: str):
+    return pipelines.build(pipeline)
+
+
 def used_in(name: str) -> list:
     """The pipelines that run the component (`check_accelerator` only where there is a machine)."""
     found = []
     for pipeline in pipelines.PIPELINES:
-        graph = pipelines.build(pipeline)
+        graph = built(pipeline)
         if f"comp-{name.replace('_', '-')}" in graph.pipeline_spec.components:
             found.append((pipeline, graph))
     return found

@@ -89,11 +89,13 @@ class FakeEngine:
     """The engine's face to the application, without a model."""
 
     problem = None
+    draining = False
+    waiting = 0
 
     def start(self):
         pass
 
-    def stop(self):
+    def stop(self, timeout=0.0):
         pass
 
     def submit(self, texts, **_):

@@ -1,5 +1,7 @@
 """The training log as TensorBoard reads it."""
 
+import time
+
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipestill.training.progress import Progress
@@ -42,6 +44,7 @@ def test_a_resumed_run_doubles_nothing(tmp_path):
     with Scalars(tmp_path) as scalars:
         feed(scalars, first, range(1, 4))  # step 3 came after the checkpoint of step 2
     resumed = Progress(step=2, log=first.log[:2])
+    time.sleep(1.05)  # files are read in the order of their names, which hold whole seconds
     with Scalars(tmp_path) as scalars:
         feed(scalars, resumed, range(3, 6))
     assert [step for step, _ in read(tmp_path)["train/label_loss"]] == [1, 2, 3, 4, 5]
