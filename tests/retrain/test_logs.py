@@ -102,7 +102,8 @@ class FakeEngine:
         from concurrent.futures import Future
 
         future = Future()
-        future.set_result([{"output_text": f"re: {text}"} for text in texts])
+        tokens = {"prompt_tokens": 2, "output_tokens": 3}
+        future.set_result([{"output_text": f"re: {text}", **tokens} for text in texts])
         return future
 
 
