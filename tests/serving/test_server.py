@@ -14,7 +14,7 @@ import pytest
 
 from pipestill.errors import UserError
 from pipestill.models.student import Student
-from pipestill.serving.server import curl_line, local_copy, serve
+from pipestill.serving.server import _listen, curl_line, local_copy, serve
 from pipestill.serving.settings import Settings
 
 RUN = """
@@ -80,6 +80,14 @@ def test_no_model_at_all():
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "SERVE_NO_MODEL" in errors
+
+
+def test_answers_do_not_wait_for_acknowledgements():
+    with _listen(Settings(port=0)) as listener:
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_taken_port_is_told(gpt2_student):
