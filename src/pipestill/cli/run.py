@@ -40,6 +40,10 @@ def main(args: argparse.Namespace) -> int:
     graph = build(args.pipeline)
     parameters = settings.load(args.config, args.assignments, parameter_types(graph))
     refuse_too_big(parameters)
+    if args.pipeline == "claims":
+        from pipestill.claims.settings import check_settings
+
+        check_settings(parameters)
     out = Path(
         args.out or Path("runs") / (Path(args.config).stem if args.config else args.pipeline)
     )

@@ -166,6 +166,10 @@ def read_parameters(args: argparse.Namespace, profile: str, folder: Path) -> dic
     parameters = settings.load(args.config, args.assignments, kinds)
     check_parameters(spec, parameters, profile)
     refuse_too_big(parameters, defined, find_profile(profile).name)
+    if pipeline_name(args.pipeline) == "claims":
+        from pipestill.claims.settings import check_settings
+
+        check_settings(parameters)
     if parameters.get("tensorboard_resource_id") and not args.service_account:
         raise UserError(
             "SUBMIT_TENSORBOARD",
