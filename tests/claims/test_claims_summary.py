@@ -71,7 +71,18 @@ def test_a_run_with_large_effects_shows_all_claims(full):
 def test_needing_no_examples_is_not_being_worse_by_the_margin(ci95, reading):
     sure = ci95[0] > 0 or ci95[1] < 0
     gap = {"ci95": ci95, "difference": sum(ci95) / 2, "p_holm": 0.01 if sure else 0.5}
-    assert _reading(gap) == reading
+    assert _reading({**gap, "rows_won": 10, "rows_lost": 10}, 5000) == reading
+
+
+def test_agreeing_on_a_few_rows_is_no_proof():
+    same = {"ci95": (0.0, 0.0), "difference": 0.0, "p_holm": 1.0, "rows_won": 0, "rows_lost": 0}
+    assert _reading(same, 20) == "cannot_tell"
+    assert _reading(same, 500) == "level"
+
+
+def test_no_right_answer_shows_nothing():
+    found = summarise(prompted=dict.fromkeys(made.PROMPTED, 1e-9))["claims"][0]
+    assert found["outcome"] == "cannot_tell"
 
 
 def test_curves_are_the_means_of_the_predictions(full):

@@ -16,6 +16,7 @@ from pipestill.claims.evidence import (
 )
 from pipestill.evaluation import statistics
 from pipestill.evaluation.arms import label, ordered, shots_of
+from pipestill.evaluation.gate_slices import paired_interval
 from pipestill.evaluation.wording import gap_words, number, percent, signed_points
 
 TUNED = "tuned"
@@ -48,11 +49,12 @@ def prompt_claim(
     found = {k: comparisons[f"{TUNED}_vs_{arm}"] for k, arm in untuned.items()}
     by_word: dict[str, list[int]] = {"better": [], "level": [], "worse": [], "cannot_tell": []}
     for k, item in found.items():
-        by_word[_reading(item)].append(k)
+        by_word[_reading(item, evidence.rows)].append(k)
     told = next(by_word[word] for word in ("worse", "cannot_tell", "level", "better")
                 if by_word[word])  # fmt: skip
     closest = min(told, key=lambda k: found[k]["difference"])
-    outcome = NOT_SHOWN if by_word["worse"] else CANNOT_TELL if by_word["cannot_tell"] else SHOWN
+    unclear = by_word["cannot_tell"] or not evidence.accuracy(TUNED)  # none right shows nothing
+    outcome = NOT_SHOWN if by_word["worse"] else CANNOT_TELL if unclear else SHOWN
     against = (
         f"{_shots(closest)} ({percent(evidence.accuracy(untuned[closest]))}) the difference is "
         f"{gap_words(found[closest])}{_saved(evidence, untuned[closest])}"
@@ -69,10 +71,15 @@ def prompt_claim(
     )  # fmt: skip
 
 
-def _reading(item: Mapping[str, Any]) -> str:
-    """``better``, ``level`` (surely not worse by the margin), ``worse`` or ``cannot_tell``."""
+def _reading(item: Mapping[str, Any], rows: int) -> str:
+    """``better``, ``level`` (surely not worse by the margin), ``worse`` or ``cannot_tell``.
+
+    Two models that agree on every row of a few have replicates of 0 alone, which is no proof: the
+    score interval (Tango 1998) has to lie above the margin as well.
+    """
     word = statistics.surely(item)
-    return "level" if word != "better" and item["ci95"][0] > -MARGIN else word
+    low, _ = paired_interval(rows, int(item["rows_won"]), int(item["rows_lost"]))
+    return "level" if word != "better" and min(low, item["ci95"][0]) > -MARGIN else word
 
 
 def _start(evidence: Evidence, by_word: Mapping[str, list[int]]) -> str:
