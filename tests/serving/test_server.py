@@ -83,11 +83,11 @@ def test_no_model_at_all():
 
 
 def test_answers_do_not_wait_for_acknowledgements():
-    with _listen(Settings(port=0)) as listener:
-        with socket.create_connection(listener.getsockname()):
-            accepted, _ = listener.accept()
-            with accepted:
-                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    listening = _listen(Settings(port=0))
+    with listening as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_taken_port_is_told(gpt2_student):
