@@ -8,8 +8,10 @@ from pipestill.errors import UserError
 
 
 def test_the_defaults_and_the_example_are_fine():
-    check_settings({})
-    check_settings({"arms": ["dss"], "shares": "0.5,1", "kl_coeffs": "0.2,0.4", "seeds": "3"})
+    check_settings("claims", {})
+    check_settings(
+        "claims", {"arms": ["dss"], "shares": "0.5,1", "kl_coeffs": "0.2,0.4", "seeds": "3"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,7 @@ def test_the_defaults_and_the_example_are_fine():
 )
 def test_a_wrong_setting_is_refused_at_once(changed, words):
     with pytest.raises(UserError, match=words):
-        check_settings(changed)
+        check_settings("claims", changed)
 
 
 def test_before_the_first_step(tmp_path, capsys):

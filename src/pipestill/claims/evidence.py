@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipestill.evaluation import statistics
-from pipestill.evaluation.arms import ALL_SHARES, large_shots_of, share_of, shots_of
+from pipestill.evaluation.arms import ALL_SHARES, at_share, large_shots_of, share_of, shots_of
 from pipestill.evaluation.statistics import Scores
 from pipestill.evaluation.summary import ArmScores, collect_scores
 from pipestill.records import Prediction
@@ -70,7 +70,7 @@ def gather(
     scores = collect_scores(_timed(predictions, latencies))
     samples = statistics.bootstrap(scores)
     for arm, shares in shares_by_arm(scores).items():
-        names = [f"{arm}:{share:g}" for share in shares]
+        names = [at_share(arm, share) for share in shares]
         seeds = set.intersection(*(set(scores[name]) for name in names))
         if len(names) > 1 and seeds:
             scores[f"{arm}:{ALL_SHARES}"] = {

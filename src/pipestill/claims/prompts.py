@@ -17,7 +17,7 @@ from pipestill.claims.evidence import (
 from pipestill.evaluation import statistics
 from pipestill.evaluation.arms import label, ordered, shots_of
 from pipestill.evaluation.gate_slices import paired_interval
-from pipestill.evaluation.wording import gap_words, number, percent, signed_points
+from pipestill.evaluation.wording import gap_words, listed, number, percent, signed_points
 
 TUNED = "tuned"
 TITLE = "A tuned model needs no examples in its prompt"
@@ -115,8 +115,7 @@ def _shots(count: int) -> str:
 
 
 def _listed(counts: list[int]) -> str:
-    words = [str(count) for count in counts]
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" and {words[-1]}"
+    return listed([str(count) for count in counts])
 
 
 def shots_to_match(evidence: Evidence, comparisons: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipestill.evaluation import statistics
 from pipestill.evaluation.arms import ALL_SHARES, at_share, label, ordered, share_of
 from pipestill.evaluation.curve_statistics import first_crossing, open_interval
 from pipestill.evaluation.summary import accuracy_entry
-from pipestill.evaluation.wording import gap_words, number
+from pipestill.evaluation.wording import gap_words, listed, number
 
 TITLE = "Rationales make rows worth more: DSS needs fewer of them"
 OWN, PLAIN, CONTROL = "dss", "finetune", "shuffled"
@@ -214,8 +214,7 @@ def _places(places: list[str]) -> str:
     shares = [f"{100 * float(place):g} %" for place in places if place != ALL_SHARES]
     words = []
     if shares:
-        listed = shares[0] if len(shares) == 1 else ", ".join(shares[:-1]) + f" and {shares[-1]}"
-        words.append(f"at {listed} of the rows")
+        words.append(f"at {listed(shares)} of the rows")
     if ALL_SHARES in places:
         words.append("on average over the shares")
     return " and ".join(words)

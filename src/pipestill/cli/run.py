@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the pipeline; prints a line per step, then the table, the verdict and the report."""
+    from pipestill.claims.settings import check_settings
     from pipestill.cli import settings
     from pipestill.pipelines import build
     from pipestill.pipelines.local import run_local
@@ -40,10 +41,7 @@ def main(args: argparse.Namespace) -> int:
     graph = build(args.pipeline)
     parameters = settings.load(args.config, args.assignments, parameter_types(graph))
     refuse_too_big(parameters)
-    if args.pipeline == "claims":
-        from pipestill.claims.settings import check_settings
-
-        check_settings(parameters)
+    check_settings(args.pipeline, parameters)
     out = Path(
         args.out or Path("runs") / (Path(args.config).stem if args.config else args.pipeline)
     )

@@ -156,6 +156,7 @@ def read_parameters(args: argparse.Namespace, profile: str, folder: Path) -> dic
     Raises:
         UserError: ``CONFIG_…``, ``RUN_PARAMETER``, ``SUBMIT_…``, ``MODEL_TOO_BIG``.
     """
+    from pipestill.claims.settings import check_settings
     from pipestill.cli import settings
     from pipestill.cloud.parameters import check_parameters, definitions, read_template
     from pipestill.pipelines.hardware import find_profile
@@ -166,10 +167,7 @@ def read_parameters(args: argparse.Namespace, profile: str, folder: Path) -> dic
     parameters = settings.load(args.config, args.assignments, kinds)
     check_parameters(spec, parameters, profile)
     refuse_too_big(parameters, defined, find_profile(profile).name)
-    if pipeline_name(args.pipeline) == "claims":
-        from pipestill.claims.settings import check_settings
-
-        check_settings(parameters)
+    check_settings(pipeline_name(args.pipeline), parameters)
     if parameters.get("tensorboard_resource_id") and not args.service_account:
         raise UserError(
             "SUBMIT_TENSORBOARD",

@@ -46,6 +46,11 @@ def shots_of(arm: str) -> int:
     return int(match[1]) if match else -1
 
 
+def large_arm(shots: int) -> str:
+    """The arm's name of the untuned large model prompted with `shots` worked examples."""
+    return f"large_{shots}_shot"
+
+
 def large_shots_of(arm: str) -> int:
     """Worked examples in the prompt of the untuned large model; -1 for every other arm."""
     match = _LARGE.fullmatch(arm)

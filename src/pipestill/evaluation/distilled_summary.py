@@ -19,7 +19,7 @@ from pipestill.evaluation.summary import (
     collect_scores,
     json_safe,
 )
-from pipestill.evaluation.wording import signed_points
+from pipestill.evaluation.wording import listed, signed_points
 from pipestill.records import Prediction
 
 CONTROL, GOLD = "teacher_labels", "gold"
@@ -181,7 +181,7 @@ def _sentence(comparisons: Mapping[str, Any], readings: Mapping[str, str], rows:
         for name, word in readings.items()
         if word == strongest
     ]
-    names = ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1]
+    names = listed(told)
     against = "plain training on the teacher's answers"
     basis = f"{rows} held-out rows, {len(readings)} compared, p-values adjusted after Holm"
     if strongest == OPEN:

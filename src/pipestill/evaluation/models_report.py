@@ -25,7 +25,7 @@ from pipestill.evaluation.summary import (
     json_safe,
 )
 from pipestill.evaluation.text_metrics import IN_SUMMARY
-from pipestill.evaluation.wording import gap_words, number
+from pipestill.evaluation.wording import gap_words, listed, number
 from pipestill.records import Prediction, read_jsonl
 
 FUNNEL = (
@@ -180,7 +180,7 @@ def _sentence(
     if not comparisons:
         return f"Nothing to compare: {label(baseline)} is the only arm with a result."
     told = [_told(name, comparisons) for name in _names(comparisons, verdict)]
-    names = ", ".join(told[:-1]) + " and " * (len(told) > 1) + told[-1]
+    names = listed(told)
     basis = f"{rows} held-out rows, {len(comparisons)} compared, p-values adjusted after Holm"
     if verdict == "cannot_tell":
         # Of several, the one that disagrees least with the baseline needs the fewest rows.

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipestill.config import EvalConfig, TeacherConfig
 from pipestill.errors import UserError
-from pipestill.evaluation.arms import teacher_arm
+from pipestill.evaluation.arms import large_arm, teacher_arm
 from pipestill.evaluation.latency import percentiles
 from pipestill.evaluation.one_request import Asked
 from pipestill.evaluation.student_arms import answer_all, answer_limit, first_seeds
@@ -37,11 +37,6 @@ class Arm:
     seed: int = -1
     asked: Asked | None = None
     paid: TeacherConfig | None = None  # whose tokens have a price
-
-
-def large_arm(shots: int) -> str:
-    """The arm's name of the untuned large model prompted with `shots` worked examples."""
-    return f"large_{shots}_shot"
 
 
 @dataclass(frozen=True)

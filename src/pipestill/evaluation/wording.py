@@ -48,6 +48,11 @@ def big_number(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return ", ".join(words[:-1]) + " and " * (len(words) > 1) + words[-1]
+
+
 def signed_points(share: float) -> str:
     """A difference of shares as signed percentage points: 0.061 → ``+6.1``."""
     points = round(share * 100, 1)

@@ -21,10 +21,10 @@ from typing import Any
 from pipestill import locks
 from pipestill.errors import UserError, WorkError
 from pipestill.records import write_json
+from pipestill.training.places import file_digest, first_line, is_local, open_place
 
 KEPT = 2
 STATE_FILE = "state.json"
-LOCAL = ("file", "local")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def probe(folder: str | Path) -> None:
         UserError: ``STATE_DIR_UNWRITABLE``.
     """
     try:
-        files, root = _open(folder)
+        files, root = open_place(folder)
         files.makedirs(root, exist_ok=True)
         name = f"{root}/.probe-{os.getpid()}"
         files.pipe_file(name, b"1")
@@ -74,7 +74,7 @@ def probe(folder: str | Path) -> None:
     except Exception as error:  # every file system has exceptions of its own
         raise UserError(
             "STATE_DIR_UNWRITABLE",
-            f"checkpoints cannot be written to {folder}: {_reason(error)}",
+            f"checkpoints cannot be written to {folder}: {first_line(error)}",
             "name a state_dir that exists and can be written, or leave it empty for no checkpoints",
         ) from error
 
@@ -103,7 +103,7 @@ def save(folder: str | Path, step: int, checkpoint: Checkpoint, keep: int = KEPT
     """
     files = place = None
     try:
-        files, root = _open(folder)
+        files, root = open_place(folder)
         place = f"{root}/step-{step:06d}"
         _discard(files, place)
         files.makedirs(place, exist_ok=True)
@@ -116,7 +116,7 @@ def save(folder: str | Path, step: int, checkpoint: Checkpoint, keep: int = KEPT
                 _discard(files, place)
         raise WorkError(
             "CHECKPOINT_NOT_WRITTEN",
-            f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}",
+            f"the checkpoint of step {step} could not be written to {folder}: {first_line(error)}",
             "free space there or restore access, then start the same run again: it goes on from "
             "the checkpoint before this one",
         ) from error
@@ -131,12 +131,12 @@ def latest(folder: str | Path) -> Checkpoint | None:
         WorkError: ``CHECKPOINTS_UNREADABLE`` where the folder itself cannot be listed.
     """
     try:
-        files, root = _open(folder)
+        files, root = open_place(folder)
         places = _places(files, root)
     except Exception as error:
         raise WorkError(
             "CHECKPOINTS_UNREADABLE",
-            f"{folder} cannot be listed: {_reason(error)}",
+            f"{folder} cannot be listed: {first_line(error)}",
             "restore access, or name another state_dir to start anew",
         ) from error
     for place in reversed(places):
@@ -155,7 +155,7 @@ def remove(folder: str | Path) -> None:
     path = _lock(folder)
     if path is None or locks.is_free(path):
         with contextlib.suppress(Exception):
-            _discard(*_open(folder))
+            _discard(*open_place(folder))
 
 
 class Foreign(Exception):
@@ -171,15 +171,15 @@ def _write_tensors(files: Any, place: str, tensors: dict[str, dict[str, Any]]) -
         for name, group in tensors.items():
             path = stage / f"{name}.safetensors"
             save_file({key: value.detach().contiguous() for key, value in group.items()}, path)
-            digests[path.name] = _digest(path)
-            if not _is_local(files):
+            digests[path.name] = file_digest(path)
+            if not is_local(files):
                 files.put_file(str(path), f"{place}/{path.name}")
                 path.unlink()
     return digests
 
 
 def _write_marker(files: Any, place: str, marker: dict[str, Any]) -> None:
-    if _is_local(files):
+    if is_local(files):
         write_json(Path(place) / STATE_FILE, marker)  # by rename
     else:
         files.pipe_file(f"{place}/{STATE_FILE}", json.dumps(marker).encode())
@@ -196,9 +196,9 @@ def _read(files: Any, place: str, run: str) -> Checkpoint:
     tensors = {}
     with _staged(files, place) as stage:
         for name, digest in marker["digests"].items():
-            if not _is_local(files):
+            if not is_local(files):
                 files.get_file(f"{place}/{name}", str(stage / name))
-            if _digest(stage / name) != digest:
+            if file_digest(stage / name) != digest:
                 raise ValueError(f"{name} has another content than when it was written")
             tensors[Path(name).stem] = load_file(stage / name)
     return Checkpoint(marker["state"], tensors)
@@ -234,18 +234,11 @@ def _prune(files: Any, root: str, newest: str, keep: int) -> None:
 @contextlib.contextmanager
 def _staged(files: Any, place: str) -> Iterator[Path]:
     """The local folder of the tensor files: the place itself, or a temporary one for a bucket."""
-    if _is_local(files):
+    if is_local(files):
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="pipestill-checkpoint-") as folder:
         yield Path(folder)
-
-
-def _open(folder: str | Path) -> tuple[Any, str]:
-    from pipestill.cloud.filesystem import open_url
-
-    files, root = open_url(folder)
-    return files, root.rstrip("/")
 
 
 def _places(files: Any, root: str) -> list[str]:
@@ -260,11 +253,6 @@ def _places(files: Any, root: str) -> list[str]:
 def _discard(files: Any, place: str) -> None:
     if files.exists(place):
         files.rm(place, recursive=True)
-
-
-def _is_local(files: Any) -> bool:
-    protocol = files.protocol
-    return any(name in LOCAL for name in ([protocol] if isinstance(protocol, str) else protocol))
 
 
 def _lock(folder: str | Path) -> Path | None:
@@ -283,18 +271,7 @@ def _name(place: str) -> str:
 
 
 def _verdict(error: Exception) -> str:
-    return f"is {error}" if isinstance(error, Foreign) else f"is not whole ({_reason(error)})"
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a file system said, short enough for one line."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    return (text or type(error).__name__)[:300]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+    return f"is {error}" if isinstance(error, Foreign) else f"is not whole ({first_line(error)})"
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ part without it, or with other files than it says, does not count and is made ag
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 import sys
@@ -15,8 +14,7 @@ from typing import Any
 
 from pipestill.errors import WorkError
 from pipestill.records import write_json
-
-LOCAL = ("file", "local")
+from pipestill.training.places import file_digest, first_line, is_local, open_place
 
 
 def find(place: str | None, name: str, folder: str | Path | None = None) -> dict[str, Any] | None:
@@ -30,7 +28,7 @@ def find(place: str | None, name: str, folder: str | Path | None = None) -> dict
     if not place:
         return None
     try:
-        files, root = _open(place)
+        files, root = open_place(place)
         files.invalidate_cache()
         document = json.loads(files.cat_file(f"{root}/{name}.json"))
         if folder is not None:
@@ -39,7 +37,7 @@ def find(place: str | None, name: str, folder: str | Path | None = None) -> dict
         return value
     except Exception as error:  # every file system has exceptions of its own
         if not isinstance(error, FileNotFoundError):
-            reason = _reason(error)
+            reason = first_line(error)
             print(f"part {name} in {place} is not whole ({reason}): made again", file=sys.stderr)
         return None
 
@@ -61,18 +59,18 @@ def keep(
     if not place:
         return
     try:
-        files, root = _open(place)
+        files, root = open_place(place)
         digests = {} if folder is None else _store(files, f"{root}/{name}", Path(folder))
         document = {"files": digests, "value": value}
         files.makedirs(root, exist_ok=True)
-        if _is_local(files):
+        if is_local(files):
             write_json(f"{root}/{name}.json", document)  # by rename
         else:
             files.pipe_file(f"{root}/{name}.json", json.dumps(document).encode())
     except Exception as error:
         raise WorkError(
             "PART_NOT_KEPT",
-            f"a finished part could not be written to {place}: {_reason(error)}",
+            f"a finished part could not be written to {place}: {first_line(error)}",
             "free space there or restore access, then start the same run again",
         ) from error
 
@@ -82,7 +80,7 @@ def drop(place: str | None, name: str) -> None:
     if not place:
         return
     with contextlib.suppress(Exception):
-        files, root = _open(place)
+        files, root = open_place(place)
         files.rm_file(f"{root}/{name}.json")
         files.rm(f"{root}/{name}", recursive=True)
 
@@ -95,7 +93,7 @@ def _store(files: Any, root: str, folder: Path) -> dict[str, str]:
         target = f"{root}/{relative}"
         files.makedirs(target.rpartition("/")[0], exist_ok=True)
         files.put_file(str(path), target)
-        digests[relative] = _digest(path)
+        digests[relative] = file_digest(path)
     return digests
 
 
@@ -108,27 +106,5 @@ def _fetch(files: Any, root: str, digests: dict[str, str], folder: Path) -> None
             raise ValueError(f"{relative} lies outside of its folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         files.get_file(f"{root}/{relative}", str(target))
-        if _digest(target) != digest:
+        if file_digest(target) != digest:
             raise ValueError(f"{relative} has another content than when it was written")
-
-
-def _open(place: str) -> tuple[Any, str]:
-    from pipestill.cloud.filesystem import open_url
-
-    files, root = open_url(place)
-    return files, root.rstrip("/")
-
-
-def _is_local(files: Any) -> bool:
-    protocol = files.protocol
-    return any(name in LOCAL for name in ([protocol] if isinstance(protocol, str) else protocol))
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a file system said, short enough for one line."""
-    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:300]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
