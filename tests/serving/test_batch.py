@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from pipestill.errors import UserError, WorkError
+from pipestill.generation.journal import Journal
 from pipestill.models.student import Student, save_student
+from pipestill.serving import batch
 from pipestill.serving.batch import model_digest, predict_shard
 from pipestill.serving.batch_collect import collect_predictions
 from pipestill.serving.engine import Engine
+from pipestill.training.distributed import World
 from tests.training.tiny import make_loaded
 
 OPTIONS = {"batch_size": 1, "max_output_tokens": 6}
@@ -264,6 +267,22 @@ def test_mistakes_are_one_line(model, tmp_path, options, line):
     with pytest.raises(UserError, match=line) as error:
         run(**given)
     assert "\n" not in str(error.value)
+
+
+def test_a_second_process_leaves_the_journal_alone_once_all_is_answered(
+    model, tmp_path, monkeypatch
+):
+    source, steps, find = write(tmp_path / "in.jsonl", asked(9)), [], Journal.find
+
+    def noted(journal, keys):
+        steps.append("read")
+        return find(journal, keys)
+
+    monkeypatch.setattr(Journal, "find", noted)
+    monkeypatch.setattr(batch, "current", lambda: World(rank=1, size=2))
+    monkeypatch.setattr(batch, "any_of", lambda *_: steps.append("all meet"))
+    run(source, tmp_path, model, "second")
+    assert steps == ["all meet", "read", "all meet", "all meet"]  # then the first may remove it
 
 
 @pytest.mark.slow

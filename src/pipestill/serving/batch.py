@@ -122,8 +122,8 @@ def predict_shard(
         any_of(False, world)  # none reads the journal before the first process has it for itself
         facts = _answer(student, groups, journal, config, world)
         summary = _write(output_path, groups, journal, student, config) if world.is_main else {}
-    if world.is_main and not state_dir:
-        shutil.rmtree(place, ignore_errors=True)
+        if world.is_main and not state_dir:
+            shutil.rmtree(place, ignore_errors=True)  # under the lock: a doubled step may wait
     return {
         "shard": shard,
         "rows_read": total,
@@ -226,6 +226,8 @@ def _answer(
         if world.is_main:
             speaker.step(len(group.rows) * world.size)
     any_of(False, world)
+    if not world.is_main:
+        return {}  # the first process has all it needs, and may remove the journal any moment
     seconds = time.perf_counter() - began
     found = journal.find([key for group in todo for key in group.all_keys])
     speed = sum(item.output_tokens for item in found.values()) / max(seconds, 1e-9)
