@@ -32,6 +32,7 @@ STARTED = re.compile(r"^ *[\d.]+ s  (\S.*): started$")
 AGAIN = re.compile(r"^ *[\d.]+ s  (\S.*): killed by signal 9; started again")
 ENDED = re.compile(r"^ *[\d.]+ s  (\S.*): (?:done in ([\d.]+) s|cached)$")
 AT_ONCE = 2  # pipelines side by side
+AGAIN_AT_MOST = 3  # more runs for steps that are over too soon to be hit
 PATIENCE_S = 300.0  # without a line from a runner: a hang
 
 
@@ -86,16 +87,17 @@ def _one(
         hit = killer.hit & wanted
         if done:
             compare(name, calm.out, disturbed.out, tally, teacher, asked, killer)
-        if done and hit < wanted:  # some ended in the moment of the kill: once more, sooner
-            more = Case(name, folder / "again", folder, teacher)
-            second = Watch(
-                more, dice, tally, deadline, watched.seconds, only=frozenset(wanted - hit)
-            )
+        for turn in range(AGAIN_AT_MOST):  # some ended in the moment of the kill: at once, then
+            if not done or hit >= wanted:
+                break
+            more = Case(name, folder / f"again-{turn}", folder, teacher)
+            only = frozenset(wanted - hit)
+            second = Watch(more, dice, tally, deadline, watched.seconds, only=only)
             if second.finish():
                 hit |= second.hit & wanted
                 killer.kills += second.kills
                 found = differences(calm.out, more.out)
-                tally.fault(f"kill: {name}, the second end", not found, "; ".join(found[:4]))
+                tally.fault(f"kill: {name}, end {turn + 2}", not found, "; ".join(found[:4]))
         for step in sorted(wanted - hit):
             tally.fault(f"kill: {name}", False, f"{step} was never hit")
         page = disturbed.out / "report.html"
@@ -153,7 +155,7 @@ class Watch:
     deadline: float
     expected: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    only: frozenset[str] = frozenset()  # steps to kill, early; none = all
+    only: frozenset[str] = frozenset()  # steps to kill as soon as they can be; none = all, anywhen
     hit: set[str] = field(default_factory=set)  # steps whose process was killed
     cut: set[str] = field(default_factory=set)  # steps during which the runner was killed
     kills: Counter[str] = field(default_factory=Counter)
@@ -208,6 +210,10 @@ class Watch:
             now = time.monotonic()
             for step, (due, how) in list(plans.items()):
                 if now >= due:
+                    if not processes_of(self.case.out, step):
+                        if not self.only:
+                            del plans[step]  # it ended in this very moment
+                        continue
                     del plans[step]
                     if self._strike(step, how, runner):
                         return None
@@ -234,15 +240,13 @@ class Watch:
         how = "step" if step not in self.hit else "runner" if step not in self.cut else ""
         if how and (not self.only or step in self.only):
             longest = self.expected.get(begun[1], 2.0)
-            share = 0.1 if self.only else 0.7 if longest > 1.5 else 0.3
+            share = 0.0 if self.only else 0.7 if longest > 1.5 else 0.3
             plans[step] = (time.monotonic() + self.dice.uniform(0.0, share) * longest, how)
 
     def _strike(self, step: str, how: str, runner: "subprocess.Popen[str]") -> bool:
         """Kills; True where the runner is gone."""
         victims = processes_of(self.case.out, step)
         name = f"kill: {self.case.name}"
-        if not victims:
-            return False  # it ended in this very moment
         self.in_flight += self._unkept()
         if how == "step":
             for pid in victims:
