@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipestill.errors import UserError, WorkError
+from pipestill.models.loading import load
 from pipestill.models.student import Student
 from pipestill.records import Labelled, write_jsonl
 from pipestill.training import loop, step
@@ -87,6 +89,30 @@ def test_a_student_learns_to_answer_and_to_explain(tmp_path, models, kind, objec
     explained = student.explain(["ccc"], batch_size=1, max_new_tokens=40)
     assert explained[0].text == "the letter names blue"
     assert answers[0].output_tokens < explained[0].output_tokens  # answering stays cheap
+
+
+@pytest.mark.parametrize("kind", ["t5_tied", "gpt2"])
+def test_weights_learn_in_fp32_and_are_stored_as_those_of_the_base(tmp_path, rows_path, kind):
+    wide, half = make_folder(kind, tmp_path / "wide"), tmp_path / "half"
+    loaded = load(wide)
+    loaded.model.to(torch.bfloat16).save_pretrained(half)
+    loaded.tokenizer.save_pretrained(half)
+    of_wide = train(rows_path, tmp_path / "s32", student_model_reference=wide)
+    of_half = train(rows_path, tmp_path / "s16", student_model_reference=str(half))
+    sizes, weights = [], []
+    for name, dtype in (("s32", torch.float32), ("s16", torch.bfloat16)):
+        stored = load_file(tmp_path / name / "model.safetensors")
+        assert {value.dtype for value in stored.values()} == {dtype}
+        config_told = json.loads((tmp_path / name / "config.json").read_text())
+        assert config_told["dtype"] == str(dtype).removeprefix("torch.")
+        sizes.append(sum(value.numel() * value.element_size() for value in stored.values()))
+        weights.append(stored)
+    assert sizes[0] == 2 * sizes[1]
+    assert of_half["bytes"] < of_wide["bytes"]
+    # Steps of 1e-3 in bf16 weights would be rounded away; learnt in fp32 they are rounded once.
+    base = load_file(half / "model.safetensors")
+    assert any(not torch.equal(value, base[name]) for name, value in weights[1].items())
+    assert Student.load(str(tmp_path / "s16")).answer(["aaa"], batch_size=1, max_new_tokens=4)
 
 
 def test_the_best_validated_weights_are_saved(tmp_path, rows_path, models, monkeypatch):

@@ -23,6 +23,8 @@ class Loaded:
 
     `fingerprint` is sha256 over configuration, tokenizer and weights of a local folder, and
     ``name@commit`` of a hub model. `bytes` is the size of the safetensors files on disk.
+    `stored_dtype` is the torch dtype that the files are written in, whatever the model computes in;
+    None where the configuration does not say.
     """
 
     model: Any
@@ -31,6 +33,7 @@ class Loaded:
     fingerprint: str
     parameters: int
     bytes: int
+    stored_dtype: Any = None
 
 
 def resolve_reference(reference: str) -> str:
@@ -99,7 +102,7 @@ def load(reference: str, *, precision: str = "auto") -> Loaded:
     options = {"trust_remote_code": False, **_revision(revision)}
     try:
         config = AutoConfig.from_pretrained(source, **options)
-        both = bool(config.is_encoder_decoder)
+        both, stored = bool(config.is_encoder_decoder), config.dtype  # loading overwrites the type
         auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
         model = auto.from_pretrained(
             source, config=config, use_safetensors=True, dtype=dtype, **options
@@ -116,6 +119,7 @@ def load(reference: str, *, precision: str = "auto") -> Loaded:
         fingerprint=fingerprint,
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=size,
+        stored_dtype=stored,
     )
 
 

@@ -151,6 +151,7 @@ def save_student(
     folder: str | Path,
     info: Mapping[str, Any],
     *,
+    dtype: Any = None,
     adapter: Path | None = None,
     **files: str,
 ) -> None:
@@ -161,6 +162,8 @@ def save_student(
         tokenizer: its tokenizer.
         folder: where to; a folder that is there is replaced.
         info: objective, limits and origin; prefixes and the digest are added.
+        dtype: the torch dtype to store the weights in, into which `model` itself is turned; None
+            for the one it has.
         adapter: a folder of LoRA adapters, kept as ``adapter/``.
         files: more text files for the folder; ``train_log="…"`` becomes ``train_log.jsonl``.
     """
@@ -169,7 +172,7 @@ def save_student(
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         work.chmod(0o755)
-        model.save_pretrained(work, safe_serialization=True)
+        (model if dtype is None else model.to(dtype)).save_pretrained(work, safe_serialization=True)
         tokenizer.save_pretrained(work)
         for name, text in files.items():
             (work / f"{name}.jsonl").write_text(text, encoding="utf-8")

@@ -115,7 +115,9 @@ def train_reward_model(
         return summary
     model = exported(job.model, with_lora)
     summary |= measured(RewardModel(model, renderer), train, encode_pairs(held_out, renderer))
-    write(dataclasses.replace(loaded, model=model), renderer, model_path, summary, progress)
+    # A reward is compared with numbers measured just now, so its weights are kept to the last bit.
+    exact = dataclasses.replace(loaded, model=model, stored_dtype=None)
+    write(exact, renderer, model_path, summary, progress)
     if folder and not keep_checkpoints:
         checkpoints.remove(folder)
     return {**summary, "bytes": size_of(model_path)}

@@ -310,7 +310,11 @@ def write(
     progress: Progress,
     adapter: Path | None = None,
 ) -> None:
-    """Saves the model with what is known of it; `adapter` is a folder to take along."""
+    """Saves the model with what is known of it; `adapter` is a folder to take along.
+
+    The weights learned in fp32 and are stored as those of the base are: a student of a bf16 model
+    takes half the bytes, and a server that goes by the files runs it as it runs the base.
+    """
     info = {
         **summary,
         "max_input_tokens": renderer.max_input_tokens,
@@ -318,7 +322,13 @@ def write(
     }
     lines = "".join(json.dumps(entry) + "\n" for entry in progress.log)
     save_student(
-        loaded.model, loaded.tokenizer, student_path, info, adapter=adapter, train_log=lines
+        loaded.model,
+        loaded.tokenizer,
+        student_path,
+        info,
+        dtype=loaded.stored_dtype,
+        adapter=adapter,
+        train_log=lines,
     )
 
 
