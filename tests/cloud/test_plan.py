@@ -226,6 +226,21 @@ def test_speeds_come_from_peaks_and_shares(specs):
     assert slow.low == pytest.approx(1000 * 4e9 / 16e9 / 0.6)
 
 
+def test_a_local_teacher_answers_on_all_gpus_unless_a_budget_holds_it(specs, rows):
+    change = {"teacher_audit_rows": 0, "teacher_batch_size": 4}  # 60 calls: 15 batches
+
+    def label_seconds(profile="a100-80gb-x8", **more):
+        found = made(specs, rows, profile, change=change | more)
+        return by_name(found)["teacher-label/0"].estimate.seconds.likely
+
+    alone = label_seconds(teacher_budget_tokens=10**6)
+    assert label_seconds() == pytest.approx(alone / 8)
+    assert label_seconds(teacher_batch_size=32) == pytest.approx(
+        label_seconds(teacher_batch_size=32, teacher_budget_usd=9.0) / 2  # two batches of 32
+    )
+    assert label_seconds("tpu-v3-64") == label_seconds("tpu-v3-64", teacher_budget_tokens=10**6)
+
+
 # ---- money
 
 

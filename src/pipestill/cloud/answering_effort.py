@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipestill.cloud.effort import Estimate, generate, get, lengths, preference_lengths, prompt_of
+from pipestill.cloud.effort import (
+    Estimate,
+    generate,
+    get,
+    lengths,
+    preference_lengths,
+    prompt_of,
+    spread,
+)
 from pipestill.cloud.machines import Machine
 from pipestill.cloud.pipeline_steps import Step
 from pipestill.cloud.prices import Range
@@ -42,6 +50,8 @@ def _ask(step: Step, work: Workload, machine: Machine, rows: float, shots: int) 
         attended = calls * model.decoder_pair / 3 * prefix * (query + written.likely)
         longer = machine.prefill_share.under(attended / machine.one_peak)
         found = answers + Estimate(flops=attended, seconds=longer)
+        if not any(float(get(step, work, f"teacher_budget_{of}", 0)) for of in ("usd", "tokens")):
+            found = spread(found, machine, calls / batch)
         return replace(found, rows=round(rows), calls=round(calls))
     return _paid(step, work, rows, calls, prefix + query, written)
 
@@ -203,10 +213,9 @@ def batch_answers(step: Step, work: Workload, machine: Machine) -> Estimate:
     source, target = lengths(work, reference, step)
     longest = float(get(step, work, "max_output_tokens", 256))
     written = min(target + 1 if work.rows.outputs else longest, longest)
-    found = generate(
-        machine, model, rows, source, written, float(get(step, work, "batch_size", 32))
-    )
-    return replace(found, rows=round(rows))
+    batch = float(get(step, work, "batch_size", 32))
+    found = generate(machine, model, rows, source, written, batch)
+    return replace(spread(found, machine, rows / batch / 4), rows=round(rows))  # groups of four
 
 
 def evaluated_policy(step: Step, work: Workload, machine: Machine) -> Estimate:

@@ -1,5 +1,7 @@
 """The effort of one step, and what all estimators share."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +76,16 @@ def prompt_of(step: Step, work: Workload) -> Any:
         return None
 
 
+def spread(found: Estimate, machine: Machine, batches: float) -> Estimate:
+    """The same work by a process a GPU, as far as there are batches for them."""
+    processes = max(1, min(machine.processes, math.ceil(batches)))
+    return dataclasses.replace(found, seconds=found.seconds * (1 / processes))
+
+
 def generate(
     machine: Machine, model: Model, rows: float, source: float, target: float, batch: float
 ) -> Estimate:
-    """`rows` answers of `target` tokens to inputs of `source` tokens, by a model on the machine."""
+    """`rows` answers of `target` tokens to inputs of `source` tokens, by one process."""
     prefill = rows * model.read_flops(source)
     decode = rows * (model.read_flops(source, target) - model.read_flops(source))
     weights = (model.parameters or 0) / (2 if model.two_stacks else 1)

@@ -34,9 +34,10 @@ TPU_HOST_CPUS = 96
 class Machine:
     """One machine, as training and as generation use it.
 
-    Training uses all its devices; generation one GPU, or the processors where there is none (also
-    beside a TPU). Shares are of the peak; `step` and `token` are the least seconds of a training
-    step and of one decoded token of a batch; `start` is until a task's code runs.
+    Training uses all its devices; generation a GPU a process, of which there are up to `processes`,
+    or the processors where there is none (also beside a TPU). Shares are of the peak; `step` and
+    `token` are the least seconds of a training step and of one decoded token of a batch; `start` is
+    until a task's code runs.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Machine:
     token: Range
     start: Range
     weight_bytes: int
+    processes: int = 1
 
     def training(self, flops: float, steps: float, two_stacks: bool) -> Range:
         """Seconds of a training run."""
@@ -104,6 +106,7 @@ def machine_of(step: Step, *, local: bool) -> Machine | None:
         token=host.token if tpu else Range(0.008, 0.025, 0.07),
         start=_JOB_START,
         weight_bytes=host.weight_bytes if tpu else 2,
+        processes=1 if tpu else step.accelerator_count,
     )
 
 

@@ -15,6 +15,7 @@ from pipestill.generation.journal import Journal, call_key
 from pipestill.generation.parse import parse
 from pipestill.generation.progress import Progress
 from pipestill.generation.prompts import Prompt, load_prompt
+from pipestill.generation.share import spread
 from pipestill.generation.teacher import (
     Completion,
     Decoding,
@@ -55,7 +56,8 @@ def ask(
 
     One sample is decoded greedily, several at ``config.temperature``. Equal questions are asked
     once. Finished calls are in the journal before this function goes on, so it can be killed and
-    repeated at any time; of two processes that ask the same, the second waits for the first.
+    repeated at any time; of two processes that ask the same, the second waits for the first. A
+    local model answers on all GPUs of the machine at once.
 
     Raises:
         UserError: for a wrong prompt, backend, model, address or key.
@@ -72,10 +74,14 @@ def ask(
         found = journal.find(keys)
         results: dict[str, Completion | Failure] = dict(found)
         todo: dict[str, Request] = {}
-        for key, request in zip(keys, requests, strict=True):
+        # Neighbours of similar length waste no padding.
+        for key, request in sorted(zip(keys, requests, strict=True), key=lambda x: len(x[1].query)):
             if key not in found:
                 todo.setdefault(key, request)
-        _call(teacher, config, todo, journal, results)
+        if spread(config, decoding, todo, journal.place):
+            results |= journal.find(todo)
+        left = {key: request for key, request in todo.items() if key not in results}
+        _call(teacher, config, left, journal, results)
     texts = [row.input_text for row in rows for _ in range(samples)]
     return [
         _answer(request, results[key], prompt, text, called=todo.get(key) is request)
@@ -175,8 +181,7 @@ def _call(
     bounds: dict[int, int] = {}
 
     def admitted() -> Iterator[Request]:
-        # Neighbours of similar length waste no padding.
-        for request in sorted(todo.values(), key=lambda item: len(item.query)):
+        for request in todo.values():
             bound = teacher.most_prompt_tokens(request) if budget.limited else 0
             if not budget.admit(bound):
                 return

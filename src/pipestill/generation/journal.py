@@ -49,6 +49,7 @@ class Journal:
 
     def __init__(self, state_dir: str) -> None:
         self._parts = _parts(state_dir)
+        self._given = state_dir
         self._temporary = None if state_dir else tempfile.TemporaryDirectory(prefix="pipestill-")
         root = Path(self._temporary.name if self._temporary else state_dir).expanduser()
         self.folder = root / "journal"
@@ -59,6 +60,11 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unusable(state_dir, error) from error
+
+    @property
+    def place(self) -> str:
+        """The `state_dir` that opens this journal again, also where none was given."""
+        return self._given or str(self.folder.parent)
 
     def __enter__(self) -> "Journal":
         return self
