@@ -1,5 +1,6 @@
 """The server as a process: a real uvicorn on a loopback port, and where its model comes from."""
 
+import gc
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from pipestill.errors import UserError
 from pipestill.models.student import Student
-from pipestill.serving.server import _listen, curl_line, local_copy, serve
+from pipestill.serving.server import _listen, announce, curl_line, local_copy, serve
 from pipestill.serving.settings import Settings
 
 RUN = """
@@ -124,6 +125,16 @@ def test_an_empty_remote_folder_is_told(tmp_path):
 def test_a_local_folder_is_used_in_place(tmp_path):
     with local_copy(str(tmp_path)) as folder:
         assert folder == str(tmp_path)
+
+
+def test_what_is_loaded_is_not_collected_again_and_again(capsys):
+    gc.unfreeze()
+    try:
+        announce(Settings(port=8080), 8080)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+    assert capsys.readouterr().out.startswith("ready; try it:")
 
 
 def test_the_curl_line_is_one_that_a_shell_can_run():

@@ -1,5 +1,6 @@
 """Runs the prediction server: finds the model, listens, and ends cleanly on SIGTERM."""
 
+import gc
 import json
 import signal
 import socket
@@ -48,7 +49,7 @@ def serve(model: str, settings: Settings) -> None:
             max_batch_tokens=settings.max_batch_tokens,
             max_request_tokens=settings.max_request_tokens,
             stall_s=settings.stall_s,
-            on_ready=lambda: print(curl_line(settings, port), flush=True),
+            on_ready=lambda: announce(settings, port),
             on_failure=lambda: setattr(server, "should_exit", True),
         )
         app = create_app(engine, settings, request_log(settings, model))
@@ -125,6 +126,16 @@ def load_student(folder: str) -> Answerer:
     from pipestill.models.student import Student
 
     return Student.load(folder)
+
+
+def announce(settings: Settings, port: int) -> None:
+    """Says that the model answers, and lets Python's garbage collector look at it no more.
+
+    A full collection over all that torch and the model hold stopped every request for 0.2 s.
+    """
+    gc.collect()
+    gc.freeze()
+    print(curl_line(settings, port), flush=True)
 
 
 def curl_line(settings: Settings, port: int) -> str:
