@@ -49,7 +49,7 @@ bench: $(STAMP)  ## Measure: labelling, training against its peers, kill -9, ser
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.gate
 
-soak: $(STAMP)  ## Inject faults into everything for a quarter of an hour, and count what is lost
+soak: $(STAMP)  ## Inject faults into everything for some minutes, and count what is lost
 	$(BIN)/python -m benchmarks.soak
 
 images:  ## Build the four container images (PREFIX, BUILDER, CPU_WHEELS: see docs/containers.md)

@@ -69,14 +69,14 @@ def answer_share(calls: str, config: TeacherConfig, place: str, decoding: dict[s
     mine = wanted[world.rank :: world.size]
     key_of = {id(request): key for key, request in mine}
     teacher = open_teacher(config, Decoding(**{**decoding, "stop": tuple(decoding["stop"])}))
-    quiet = contextlib.nullcontext() if world.is_main else contextlib.redirect_stdout(None)
+    shown = Progress(len(wanted), "teacher") if world.is_main else contextlib.redirect_stdout(None)
     tokens = done = 0
-    with quiet, Journal(place) as journal, Progress(len(wanted), "teacher") as progress:
+    with shown as progress, Journal(place) as journal:
         for batch in teacher.answer(request for _, request in mine):
             answered = [(r, found) for r, found in batch if isinstance(found, Completion)]
             journal.append((key_of[id(r)], r.row_id, found) for r, found in answered)
             tokens += sum(found.prompt_tokens + found.output_tokens for _, found in answered)
-            if world.is_main:  # its peers are about as far
+            if isinstance(progress, Progress):  # the peers of the first one are about as far
                 step = min(len(batch) * world.size, len(wanted) - done)
                 done += step
                 progress.step(step, tokens * world.size, 0.0)
