@@ -155,9 +155,7 @@ class Watch:
     deadline: float
     expected: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    only: frozenset[str] = (
-        frozenset()
-    )  # steps to kill as soon as they can be; none = all, at any moment
+    only: frozenset[str] = frozenset()  # steps to kill at once; none = all, at any moment
     hit: set[str] = field(default_factory=set)  # steps whose process was killed
     cut: set[str] = field(default_factory=set)  # steps during which the runner was killed
     kills: Counter[str] = field(default_factory=Counter)

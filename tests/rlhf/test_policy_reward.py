@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipestill.config import RewardConfig
 from pipestill.records import write_jsonl
@@ -44,6 +45,8 @@ def test_with_the_same_tokenizer_it_scores_the_sampled_tokens(tmp_path, kind):
 
 def test_with_another_tokenizer_it_scores_the_text(tmp_path):
     model = trained(tmp_path, "pocket-base")
+    kept = load_file(tmp_path / "rm" / "model.safetensors")  # also of a base that is stored in bf16
+    assert {value.dtype for value in kept.values()} == {torch.float32}
     policy = make("llama", config())
     asked = questions_of(rows(2), policy)
     answers = [
