@@ -139,6 +139,14 @@ def test_claim_2_says_no_more_than_the_intervals(curves, outcome, words):
     assert (found["outcome"], words in found["sentence"]) == (outcome, True), found["sentence"]
 
 
+def test_what_gets_nothing_right_is_reached_by_none():
+    arms = ("finetune", "distillation", "dss", "dss_teacher", "shuffled")
+    found = summarise(curves=dict.fromkeys(arms, (1e-9,) * 4))
+    assert not any(name.endswith("_finetune_all_rows") for name in found["crossings"])
+    assert "to reach fine-tuning" not in found["claims"][1]["sentence"]
+    assert found["claims"][1]["outcome"] == "cannot_tell"
+
+
 def test_claim_2_names_the_control(full):
     assert "what the rationales say matters" in full["claims"][1]["sentence"]
     same = summarise(curves={"dss": made.CURVES["dss"], "finetune": made.CURVES["finetune"],

@@ -90,6 +90,8 @@ def crossings(
 ) -> dict[str, dict[str, Any]]:
     """Where each arm reaches fine-tuning on all rows, and where the few-shot teacher.
 
+    A target that gets no row right is none: it would be reached by knowing nothing.
+
     Returns:
         ``arm_reaches_target`` → ``arm``, ``target``, ``target_arm``, ``rows`` and ``share`` (null
         where no measured share reaches it), ``ci95_rows`` and ``ci95_share`` (null for a bound
@@ -103,7 +105,9 @@ def crossings(
     for arm, points in curves.items():
         for target, target_arm in targets.items():
             known = target_arm and all(point["rows"] for point in points) and len(points) > 1
-            if known and target_arm and not (arm == PLAIN and target == FINETUNE_ALL):
+            if not known or not target_arm or (arm == PLAIN and target == FINETUNE_ALL):
+                continue
+            if evidence.accuracy(target_arm) > 0:
                 item = _crossing(evidence, arm, points, target_arm)
                 found[f"{arm}_reaches_{target}"] = {"arm": arm, "target": target, **item}
     return found
