@@ -1,7 +1,7 @@
 """Reading labels out of raw answers: golden strings, and no exception on any text."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipestill.generation.parse import PARSERS, cut, parse
@@ -112,6 +112,7 @@ def test_cut_takes_the_earliest_stop_and_half_a_stop_at_the_end() -> None:
     text=st.sampled_from(["", "plain", CHOICES, "Answer Choices:\n(a) \n(b) x"]),
     truncated=st.booleans(),
 )  # fmt: skip
+@example("Answer:(a)", "anli.v1", "Answer Choices:\n(a) \n(b) x", False)  # a choice without text
 def test_no_text_raises(raw: str, name: str, text: str, truncated: bool) -> None:
     prompt = PROMPTS[name]
     parsed = parse(raw, prompt, text, truncated=truncated)

@@ -111,7 +111,7 @@ def _read_choice(line: str, choices: dict[str, str]) -> str:
     if len(letters) > 1:
         raise ValueError("several choices")
     text = re.sub(r"^\([a-z]\)", "", line).strip().rstrip(".").strip()
-    if letters and not text and letters[0] in choices:
+    if letters and not text and choices.get(letters[0]):
         return choices[letters[0]]
     if normalise(text) not in {normalise(choice) for choice in choices.values()} - {""}:
         raise ValueError("answer outside the choices")
