@@ -209,14 +209,13 @@ class Watch:
                 self._plan(line, plans)
             now = time.monotonic()
             for step, (due, how) in list(plans.items()):
-                if now >= due:
-                    if not processes_of(self.case.out, step):
-                        if not self.only:
-                            del plans[step]  # it ended in this very moment
-                        continue
+                if now < due:
+                    continue
+                victims = processes_of(self.case.out, step)
+                if victims or not self.only:  # without victims it ended in this very moment
                     del plans[step]
-                    if self._strike(step, how, runner):
-                        return None
+                if victims and self._strike(step, how, victims, runner):
+                    return None
             if now - heard > PATIENCE_S or now > self.deadline + 60:
                 self._kill_all(runner)
                 self.last.append("no line for too long, or out of time")
@@ -243,9 +242,10 @@ class Watch:
             share = 0.0 if self.only else 0.7 if longest > 1.5 else 0.3
             plans[step] = (time.monotonic() + self.dice.uniform(0.0, share) * longest, how)
 
-    def _strike(self, step: str, how: str, runner: "subprocess.Popen[str]") -> bool:
+    def _strike(
+        self, step: str, how: str, victims: list[int], runner: "subprocess.Popen[str]"
+    ) -> bool:
         """Kills; True where the runner is gone."""
-        victims = processes_of(self.case.out, step)
         name = f"kill: {self.case.name}"
         self.in_flight += self._unkept()
         if how == "step":

@@ -98,16 +98,15 @@ def crossings(
         outside the measured range), ``at_smallest`` (reached at the smallest share already, so
         that `rows` is an upper bound).
     """
-    targets = {TEACHER: few_shot_teacher(evidence)}
+    named = {TEACHER: few_shot_teacher(evidence)}
     if curves.get(PLAIN):
-        targets[FINETUNE_ALL] = at_share(PLAIN, curves[PLAIN][-1]["share"])
+        named[FINETUNE_ALL] = at_share(PLAIN, curves[PLAIN][-1]["share"])
+    targets = {name: arm for name, arm in named.items() if arm and evidence.accuracy(arm) > 0}
     found = {}
     for arm, points in curves.items():
+        known = all(point["rows"] for point in points) and len(points) > 1
         for target, target_arm in targets.items():
-            known = target_arm and all(point["rows"] for point in points) and len(points) > 1
-            if not known or not target_arm or (arm == PLAIN and target == FINETUNE_ALL):
-                continue
-            if evidence.accuracy(target_arm) > 0:
+            if known and not (arm == PLAIN and target == FINETUNE_ALL):
                 item = _crossing(evidence, arm, points, target_arm)
                 found[f"{arm}_reaches_{target}"] = {"arm": arm, "target": target, **item}
     return found

@@ -207,6 +207,8 @@ def evaluated_tuned(step: Step, work: Workload, machine: Machine) -> Estimate:
 
 def batch_answers(step: Step, work: Workload, machine: Machine) -> Estimate:
     """A shard's rows, labelled or not, answered in batches."""
+    from pipestill.serving.batch import GROUP_BATCHES
+
     reference = str(get(step, work, "model_reference"))
     rows = (work.rows.train + work.rows.held_out) * _share(step)
     model = work.model(reference)
@@ -215,7 +217,7 @@ def batch_answers(step: Step, work: Workload, machine: Machine) -> Estimate:
     written = min(target + 1 if work.rows.outputs else longest, longest)
     batch = float(get(step, work, "batch_size", 32))
     found = generate(machine, model, rows, source, written, batch)
-    return replace(spread(found, machine, rows / batch / 4), rows=round(rows))  # groups of four
+    return replace(spread(found, machine, rows / (batch * GROUP_BATCHES)), rows=round(rows))
 
 
 def evaluated_policy(step: Step, work: Workload, machine: Machine) -> Estimate:

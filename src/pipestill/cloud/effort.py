@@ -1,8 +1,7 @@
 """The effort of one step, and what all estimators share."""
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipestill.cloud.machines import Machine
@@ -79,7 +78,7 @@ def prompt_of(step: Step, work: Workload) -> Any:
 def spread(found: Estimate, machine: Machine, batches: float) -> Estimate:
     """The same work by a process a GPU, as far as there are batches for them."""
     processes = max(1, min(machine.processes, math.ceil(batches)))
-    return dataclasses.replace(found, seconds=found.seconds * (1 / processes))
+    return replace(found, seconds=found.seconds * (1 / processes))
 
 
 def generate(

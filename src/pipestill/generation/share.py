@@ -44,10 +44,10 @@ def spread(
     if config.backend != "transformers" or not todo:
         return False
     count = min(processes(), math.ceil(len(todo) / max(config.batch_size, 1)))
-    if count > 1 and Budget(config).limited:
-        print("teacher: 1 process answers, because a budget is kept by one", flush=True)
-        return False
     if count == 1:
+        return False
+    if Budget(config).limited:
+        print("teacher: 1 process answers, because a budget is kept by one", flush=True)
         return False
     print(f"teacher: {count} processes answer {len(todo)} calls", flush=True)
     with tempfile.TemporaryDirectory(prefix="pipestill-calls-") as folder:
