@@ -106,6 +106,12 @@ def raiser(error):
         (UserError("A_CODE", "what\nwas", "do this"), 2, "error [A_CODE] what was → do this\n"),
         (WorkError("B_CODE", "gone"), 1, "error [B_CODE] gone\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            2,
+            "error [PLACE] /a/b: Permission denied → look at the path and its permissions, or name "
+            "another\n",
+        ),
     ],
 )
 def test_errors_are_one_line(error, code, text, monkeypatch, capsys):

@@ -21,6 +21,8 @@ from pipestill.errors import PipestillError
 
 # the disk is full, over its quota, or may only be read
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# a path that may not be used, or that leads through a file
+PLACE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 # command → (module, one line of help)
 COMMANDS = {
     "run": ("pipestill.cli.run", "run a pipeline on this machine"),
@@ -69,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.filename and error.errno in PLACE:
+            hint = "look at the path and its permissions, or name another"
+            print(f"error [PLACE] {error.filename}: {error.strerror} → {hint}", file=sys.stderr)
+            return 2
         if error.errno not in DISK:
             return _unexpected(error)
         where = f"{error.filename}: " if error.filename else ""
